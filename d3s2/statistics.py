@@ -10,7 +10,6 @@ Both definitions are our choice; the D3S2 abstract only says "class-wise feature
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
+from d3s2.artifacts import write_npz
 from d3s2.data.base import IGNORE, ClassInfo, SegmentationDataset
 from d3s2.errors import D3S2Error
 
@@ -48,7 +48,9 @@ class PixelCounts:
         return int(self.counts.shape[1])
 
     def shares(self) -> sparse.csr_array:
-        """Share of each image's valid pixels: csr float64[N, C]; a mask of nothing but ignore has an empty row."""
+        """Share of each image's valid pixels: csr float64[N, C]; a mask of nothing but ignore has an empty
+        row.
+        """
         scale = 1.0 / np.maximum(self.valid, 1)
         return sparse.csr_array(sparse.diags_array(scale) @ self.counts.astype(np.float64))
 
@@ -69,16 +71,15 @@ class PixelCounts:
 
     def save(self, path: Path) -> None:
         """Write an .npz without pickle; deterministic bytes."""
-        _save_npz(path, {
-            "data": self.counts.data.astype(np.int64), "indices": self.counts.indices.astype(np.int64),
-            "indptr": self.counts.indptr.astype(np.int64), "shape": np.array(self.counts.shape, np.int64),
-            "valid": self.valid.astype(np.int64), "ids": np.array(self.ids, dtype=np.str_),
-        })
+        matrix = self.counts
+        parts = {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "valid": self.valid}
+        arrays = {name: np.asarray(part, dtype=np.int64) for name, part in parts.items()}
+        write_npz(path, **arrays, shape=np.array(matrix.shape), ids=np.array(self.ids, dtype=np.str_))
 
     @staticmethod
     def load(path: Path) -> PixelCounts:
         """Read what `save` wrote. Raises D3S2Error when the file is missing or damaged."""
-        data = _load_npz(path, ("data", "indices", "indptr", "shape", "valid", "ids"))
+        data = load_npz(path, ("data", "indices", "indptr", "shape", "valid", "ids"))
         matrix = sparse.csr_array((data["data"], data["indices"], data["indptr"]), shape=tuple(data["shape"]))
         return PixelCounts(matrix, data["valid"], tuple(str(name) for name in data["ids"]))
 
@@ -95,7 +96,7 @@ def count_pixels(dataset: SegmentationDataset, progress: bool = True) -> PixelCo
 
 
 class ClassRow(NamedTuple):
-    """One line of the class table. Shares are in [0, 1]; `warning` is empty unless the class is never seen."""
+    """One line of the class table. Shares are in [0, 1]; `warning` is empty for a class that is seen."""
 
     train_id: int
     name: str
@@ -121,7 +122,7 @@ def class_table(counts: PixelCounts, classes: Sequence[ClassInfo]) -> list[Class
 
 
 def co_occurrence(counts: PixelCounts) -> np.ndarray:
-    """int64[C, C]: number of images that hold both classes; the diagonal is the number of images per class."""
+    """int64[C, C]: number of images that hold both classes; the diagonal counts images per class."""
     present = counts.counts.astype(bool).astype(np.int64)
     return (present.T @ present).toarray()
 
@@ -136,12 +137,15 @@ def soft_masks(labels: Tensor, num_classes: int, size: tuple[int, int]) -> Tenso
     also where h does not divide H. Raises D3S2Error for an id outside [0, C) other than IGNORE. Our choice.
     """
     if labels.ndim != 3:
-        raise D3S2Error(f"soft_masks needs labels of shape [B, H, W] but got {tuple(labels.shape)}: add a batch axis.")
+        raise D3S2Error(
+            f"soft_masks needs labels of shape [B, H, W] but got {tuple(labels.shape)}: add a batch axis."
+        )
     labels = labels.long()
     wrong = (labels != IGNORE) & ((labels < 0) | (labels >= num_classes))
     if bool(wrong.any()):
         raise D3S2Error(
-            f"label id {int(labels[wrong][0])} is outside the {num_classes} classes: map it to a train id or to 255."
+            f"label id {int(labels[wrong][0])} is outside the {num_classes} classes: map it to a train id "
+            f"or to 255."
         )
     rows = _area_weights(labels.shape[1], size[0], labels.device)
     columns = _area_weights(labels.shape[2], size[1], labels.device)
@@ -162,10 +166,10 @@ def _area_weights(source: int, target: int, device: torch.device) -> Tensor:
 class ClassMoments:
     """Streaming mean and variance of features, per class and layer (float64, CPU).
 
-    Lists run over the proxy's layers: `n[l]` float64[C] soft area in feature cells, `mean[l]` float64[C, D_l],
-    `m2[l]` float64[C, D_l], the sum of squared distances from the mean. Classes never seen hold zeros: ask `n`.
-    A batch is reduced on its own and joined by the pairwise update of Chan, Golub and LeVeque (1979), so any
-    split of the data into shards gives the same result up to rounding.
+    Lists run over the proxy's layers: `n[l]` float64[C] soft area in feature cells, `mean[l]` float64[C,
+    D_l], `m2[l]` float64[C, D_l], the sum of squared distances from the mean. Classes never seen hold zeros:
+    ask `n`. A batch is reduced on its own and joined by the pairwise update of Chan, Golub and LeVeque
+    (1979), so any split of the data into shards gives the same result up to rounding.
     """
 
     def __init__(self, num_classes: int, channels: Sequence[int], layers: Sequence[str] = ()) -> None:
@@ -183,7 +187,9 @@ class ClassMoments:
         """Add a batch. features: per layer [B, D_l, h_l, w_l]; labels: integer [B, H, W], 255 = ignore."""
         found = tuple(int(feature.shape[1]) for feature in features)
         if found != self.channels:
-            raise D3S2Error(f"features have {found} channels but these statistics were begun with {self.channels}.")
+            raise D3S2Error(
+                f"features have {found} channels but these statistics were begun with {self.channels}."
+            )
         for layer, feature in enumerate(features):
             masks = soft_masks(labels, self.num_classes, (int(feature.shape[2]), int(feature.shape[3])))
             self._join(layer, *_batch_moments(feature.detach(), masks))
@@ -207,7 +213,9 @@ class ClassMoments:
         self.n[layer] = total
 
     def variance(self) -> list[Tensor]:
-        """Per layer float64[C, D_l]: v = m2 / n (the biased form, as in the loss); 0 where a class has no area."""
+        """Per layer float64[C, D_l]: v = m2 / n (the biased form, as in the loss); 0 where a class has no
+        area.
+        """
         return [torch.where(n[:, None] > 0, m2 / n.clamp(min=1e-300)[:, None], 0.0)
                 for n, m2 in zip(self.n, self.m2, strict=True)]
 
@@ -217,7 +225,7 @@ class ClassMoments:
                 for n, mean in zip(self.n, self.mean, strict=True)]
 
     def global_variance(self) -> list[Tensor]:
-        """Per layer float64[D_l]: s_d^2 over all valid pixels, by the law of total variance over the classes."""
+        """Per layer float64[D_l]: s_d^2 over all valid pixels, by the law of total variance."""
         result = []
         for n, mean, m2, centre in zip(self.n, self.mean, self.m2, self.global_mean(), strict=True):
             between = (n[:, None] * (mean - centre) ** 2).sum(0)
@@ -231,12 +239,12 @@ class ClassMoments:
             arrays[f"n_{layer}"] = self.n[layer].numpy()
             arrays[f"mean_{layer}"] = self.mean[layer].numpy()
             arrays[f"m2_{layer}"] = self.m2[layer].numpy()
-        _save_npz(path, arrays)
+        write_npz(path, **arrays)
 
     @staticmethod
     def load(path: Path) -> ClassMoments:
         """Read what `save` wrote. Raises D3S2Error when the file is missing or damaged."""
-        data = _load_npz(path, ("layers",))
+        data = load_npz(path, ("layers",))
         layers = [str(name) for name in data["layers"]]
         means = [torch.from_numpy(data[f"mean_{layer}"]) for layer in range(len(layers))]
         moments = ClassMoments(int(means[0].shape[0]), [int(mean.shape[1]) for mean in means], layers)
@@ -285,7 +293,9 @@ def feature_statistics(
             moments = ClassMoments(dataset.num_classes, widths, getattr(proxy, "layers", ()))
         moments.update(features, labels.to(device))
     if moments is None:
-        raise D3S2Error(f"dataset {dataset.name}/{dataset.split} holds no image: feature statistics need one or more.")
+        raise D3S2Error(
+            f"dataset {dataset.name}/{dataset.split} holds no image: feature statistics need one or more."
+        )
     return moments
 
 
@@ -295,14 +305,7 @@ def _bar(items: Iterable[int], label: str, progress: bool) -> Iterable[int]:
     return tqdm(items, desc=label, disable=None if progress else True, leave=False)
 
 
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
-    os.replace(temporary, path)
-
-
-def _load_npz(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
+def load_npz(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}

@@ -52,7 +52,8 @@ class MaskCode:
 class SegmentationDataset:
     """Image and mask files of one split, in the sorted order of their ids. Nothing is cached.
 
-    size: (H, W) that the readers resize to (image: bilinear with antialiasing; mask: nearest), None = as on disk.
+    size: (H, W) that the readers resize to (image: bilinear with antialiasing; mask: nearest), None = as on
+    disk.
     """
 
     name: str
@@ -91,8 +92,8 @@ class SegmentationDataset:
     def read_labels(self, index: int) -> np.ndarray:
         """uint8[H, W] of train ids, IGNORE = 255.
 
-        Raises D3S2Error for a damaged file, a mode other than 8-bit ids or RGB, an id or a colour that stands for
-        no class, and a size other than the image's.
+        Raises D3S2Error for a damaged file, a mode other than 8-bit ids or RGB, an id or a colour that stands
+        for no class, and a size other than the image's.
         """
         path = self.label_paths[index]
         with _open(path, _MASK_MODES, "mask") as mask:
@@ -106,11 +107,15 @@ class SegmentationDataset:
         return labels
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> SegmentationDataset:
-        """The images at these positions, in the order given. Raises D3S2Error for a position outside the dataset."""
+        """The images at these positions, in the order given. Raises D3S2Error for a position outside the
+        dataset.
+        """
         chosen = [int(index) for index in indices]
         for index in chosen:
             if not 0 <= index < len(self):
-                raise D3S2Error(f"index {index} is outside {self.name}/{self.split}: it has {len(self)} images.")
+                raise D3S2Error(
+                    f"index {index} is outside {self.name}/{self.split}: it has {len(self)} images."
+                )
         return replace(
             self,
             ids=tuple(self.ids[index] for index in chosen),
@@ -123,7 +128,8 @@ class SegmentationDataset:
 
         Files above 64 KiB count with their length, their first and their last 32 KiB, so that it stays quick.
         """
-        digest = hashlib.sha256(repr((self.classes, self.size, self.ids, self.code.to_train.tolist())).encode())
+        facts = (self.classes, self.size, self.ids, self.code.to_train.tolist())
+        digest = hashlib.sha256(repr(facts).encode())
         for path in (*self.image_paths, *self.label_paths):
             digest.update(_file_token(path))
         return digest.hexdigest()
@@ -146,11 +152,13 @@ def _open(path: Path, modes: tuple[str, ...], kind: str, load: bool = True) -> I
     except FileNotFoundError as error:
         raise D3S2Error(f"{kind} {path} is gone: put it back or prepare the data again.") from error
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise D3S2Error(f"cannot read {kind} {path} ({error}): the file is damaged, save or copy it again.") from error
+        raise D3S2Error(
+            f"cannot read {kind} {path} ({error}): the file is damaged, save or copy it again."
+        ) from error
     found = _pixel_format(path, image, kind) if load else image.mode
     if load and found not in modes:
         image.close()
-        wanted = "8-bit RGB or greyscale" if kind == "image" else "8-bit ids (greyscale or indexed) or RGB colours"
+        wanted = "8-bit RGB or greyscale" if kind == "image" else "8-bit ids (grey or indexed) or RGB colours"
         raise D3S2Error(f"{kind} {path} has pixel format {found}: save it as {wanted}.")
     return image
 
@@ -158,7 +166,8 @@ def _open(path: Path, modes: tuple[str, ...], kind: str, load: bool = True) -> I
 def _pixel_format(path: Path, image: Image.Image, kind: str) -> str:
     """Pillow's mode, or words for what Pillow would change in silence.
 
-    It narrows 16-bit RGB to 8 bits, stretches 2- and 4-bit grey values (id 1 of 4 bits becomes 17), drops alpha.
+    It narrows 16-bit RGB to 8 bits, stretches 2- and 4-bit grey values (id 1 of 4 bits becomes 17), drops
+    alpha.
     """
     with open(path, "rb") as stream:
         head = stream.read(25)
@@ -190,7 +199,8 @@ def _from_colors(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
     wrong = [color for color in colors if color not in code.colors]
     if wrong:
         raise D3S2Error(
-            f"mask {path} holds colour {wrong[0]} (one of {len(wrong)} unknown), which {code.source} does not list: "
+            f"mask {path} holds colour {wrong[0]} (one of {len(wrong)} unknown), which {code.source} does "
+            f"not list: "
             "add the colour there; and save masks as PNG, since JPEG changes colours."
         )
     table = np.array([code.colors[color] for color in colors], dtype=np.uint8)
@@ -202,10 +212,13 @@ def _file_token(path: Path) -> bytes:
         with open(path, "rb") as stream:
             length = stream.seek(0, 2)
             stream.seek(0)
-            content = stream.read(2 * _FINGERPRINT_BYTES if length <= 2 * _FINGERPRINT_BYTES else _FINGERPRINT_BYTES)
-            if length > 2 * _FINGERPRINT_BYTES:
+            whole = length <= 2 * _FINGERPRINT_BYTES
+            content = stream.read(length if whole else _FINGERPRINT_BYTES)
+            if not whole:
                 stream.seek(-_FINGERPRINT_BYTES, 2)
                 content += stream.read()
     except OSError as error:
-        raise D3S2Error(f"cannot read {path} ({error.strerror}): put the file back or prepare the data again.") from error
+        raise D3S2Error(
+            f"cannot read {path} ({error.strerror}): put the file back or prepare the data again."
+        ) from error
     return length.to_bytes(8, "big") + hashlib.sha256(content).digest()

@@ -1,13 +1,14 @@
 """The layouts on disk that can be opened, and the one layout that is written.
 
-The ordinary layout, "folder", is what every chapter reads and writes, and what your own data should look like:
+The ordinary layout, "folder", is what every chapter reads and writes, and what your own data should look
+like:
 
     <root>/classes.csv                      header id,name,red,green,blue
     <root>/<split>/images/<id>.png|jpg|...  8-bit RGB or greyscale
     <root>/<split>/labels/<id>.png          8-bit ids, or RGB in the colours of classes.csv
 
-The ids of classes.csv are those in the mask files and may have gaps; the train id of a class is its place in the file.
-Rows named `ignore` or `void` become IGNORE, as does id 255.
+The ids of classes.csv are those in the mask files and may have gaps; the train id of a class is its place in
+the file. Rows named `ignore` or `void` become IGNORE, as does id 255.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from d3s2.data import scenes
 from d3s2.data.base import IGNORE, ClassInfo, MaskCode, SegmentationDataset
 from d3s2.errors import D3S2Error
 
@@ -32,8 +34,9 @@ _IGNORE_NAMES = ("ignore", "void")
 CAMVID_CLASSES = (
     ClassInfo("sky", (128, 128, 128)), ClassInfo("building", (128, 0, 0)), ClassInfo("pole", (192, 192, 128)),
     ClassInfo("road", (128, 64, 128)), ClassInfo("pavement", (0, 0, 192)), ClassInfo("tree", (128, 128, 0)),
-    ClassInfo("sign_symbol", (192, 128, 128)), ClassInfo("fence", (64, 64, 128)), ClassInfo("car", (64, 0, 128)),
-    ClassInfo("pedestrian", (64, 64, 0)), ClassInfo("bicyclist", (0, 128, 192)),
+    ClassInfo("sign_symbol", (192, 128, 128)), ClassInfo("fence", (64, 64, 128)),
+    ClassInfo("car", (64, 0, 128)), ClassInfo("pedestrian", (64, 64, 0)),
+    ClassInfo("bicyclist", (0, 128, 192)),
 )
 _CAMVID_VOID = 11
 
@@ -41,11 +44,12 @@ _CAMVID_VOID = 11
 def open_dataset(
     format: str, root: Path | str, split: str, size: tuple[int, int] | None = None
 ) -> SegmentationDataset:
-    """Open one split of a dataset on disk. Lists and pairs files; pixels are read (and checked) one by one later.
+    """Open one split of a dataset on disk. Lists and pairs files; pixels are read (and checked) one by one
+    later.
 
     format: "folder" (see the module's text) or "camvid" (SegNet layout: <split>/, <split>annot/, 11 = void).
-    size: (H, W) to resize to while reading. Raises D3S2Error for an unknown format, a missing folder or split, an
-    image without a mask and the reverse, two images of one id, and a faulty classes.csv.
+    size: (H, W) to resize to while reading. Raises D3S2Error for an unknown format, a missing folder or
+    split, an image without a mask and the reverse, two images of one id, and a faulty classes.csv.
     """
     root = Path(root)
     if format not in ("folder", "camvid"):
@@ -64,17 +68,20 @@ def open_dataset(
     return SegmentationDataset(root.resolve().name, split, classes, ids, image_paths, label_paths, code, size)
 
 
-def materialise(dataset: SegmentationDataset, folder: Path | str, progress: bool = True) -> SegmentationDataset:
+def materialise(
+    dataset: SegmentationDataset, folder: Path | str, progress: bool = True
+) -> SegmentationDataset:
     """Write a dataset (at its `size`) in the ordinary layout, as lossless PNG, and open what was written.
 
-    Every file appears whole or not at all, and files that are there are kept: a broken run goes on where it stopped.
-    Raises D3S2Error when the folder already holds other classes or other ids.
+    Every file appears whole or not at all, and files that are there are kept: a broken run goes on where it
+    stopped. Raises D3S2Error when the folder already holds other classes or other ids.
     """
     folder = Path(folder)
     write_classes(folder / "classes.csv", dataset.classes)
     for part in ("images", "labels"):
         (folder / dataset.split / part).mkdir(parents=True, exist_ok=True)
-    names = tqdm(dataset.ids, desc=f"writing {folder.name}/{dataset.split}", disable=None if progress else True)
+    label = f"writing {folder.name}/{dataset.split}"
+    names = tqdm(dataset.ids, desc=label, disable=None if progress else True)
     for index, name in enumerate(names):
         _write_png(folder / dataset.split / "images" / f"{name}.png", lambda i=index: dataset.read_image(i))
         _write_png(folder / dataset.split / "labels" / f"{name}.png", lambda i=index: dataset.read_labels(i))
@@ -82,23 +89,28 @@ def materialise(dataset: SegmentationDataset, folder: Path | str, progress: bool
     if written.ids != dataset.ids:
         extra = sorted(set(written.ids) - set(dataset.ids))
         raise D3S2Error(
-            f"{folder / dataset.split} also holds {len(extra)} images of something else, such as {extra[:1]}: "
+            f"{folder / dataset.split} also holds {len(extra)} images of something else, such as "
+            f"{extra[:1]}: "
             "choose an empty folder."
         )
     return replace(written, name=dataset.name)
 
 
 def read_classes(path: Path) -> tuple[tuple[ClassInfo, ...], MaskCode]:
-    """Classes in train-id order, and how the masks write them. Raises D3S2Error naming file, line and value."""
+    """Classes in train-id order, and how the masks write them. Raises D3S2Error for a faulty file."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             header, rows = reader.fieldnames or [], list(reader)
     except (OSError, UnicodeDecodeError) as error:
-        raise D3S2Error(f"cannot read {path} ({error}): it must list the classes, header {','.join(CLASS_HEADER)}.") from error
+        raise D3S2Error(
+            f"cannot read {path} ({error}): it must list the classes, header {','.join(CLASS_HEADER)}."
+        ) from error
     missing = [column for column in CLASS_HEADER if column not in header]
     if missing:
-        raise D3S2Error(f"{path} lacks the column {missing[0]!r}: its header must be {','.join(CLASS_HEADER)}.")
+        raise D3S2Error(
+            f"{path} lacks the column {missing[0]!r}: its header must be {','.join(CLASS_HEADER)}."
+        )
     to_train, colors, classes = np.full(256, -1, np.int16), {}, []
     to_train[IGNORE] = IGNORE
     for line, row in enumerate(rows, start=2):
@@ -107,7 +119,9 @@ def read_classes(path: Path) -> tuple[tuple[ClassInfo, ...], MaskCode]:
         taken = to_train[number] >= 0 and not (ignored and number == IGNORE)
         if taken or color in colors or name in [info.name for info in classes]:
             what = f"id {number}" if taken else f"colour {color}" if color in colors else f"name {name!r}"
-            raise D3S2Error(f"{path} line {line} uses {what} again: each class needs its own (255 always means ignore).")
+            raise D3S2Error(
+                f"{path} line {line} uses {what} again: each class needs its own (255 always means ignore)."
+            )
         to_train[number] = colors[color] = IGNORE if ignored else len(classes)
         if not ignored:
             classes.append(ClassInfo(name, color))
@@ -116,13 +130,20 @@ def read_classes(path: Path) -> tuple[tuple[ClassInfo, ...], MaskCode]:
     return tuple(classes), MaskCode(to_train, colors, path.name)
 
 
+def scenes_classes() -> tuple[ClassInfo, ...]:
+    """The classes of the embedded data, in train-id order."""
+    return tuple(ClassInfo(name, color) for name, color in scenes.CLASSES.items())
+
+
 def write_classes(path: Path, classes: Sequence[ClassInfo]) -> None:
-    """Write classes.csv with ids 0 .. C-1. Raises D3S2Error when the file is there and says something else."""
+    """Write classes.csv with ids 0 .. C-1. Raises D3S2Error when the file lists other classes."""
     lines = [CLASS_HEADER] + [[str(i), info.name, *map(str, info.color)] for i, info in enumerate(classes)]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         if read_classes(path)[0] != tuple(classes):
-            raise D3S2Error(f"{path} lists other classes than the data to be written: choose an empty folder.")
+            raise D3S2Error(
+                f"{path} lists other classes than the data to be written: choose an empty folder."
+            )
         return
     temporary = path.with_name(f".{path.name}.part")
     with open(temporary, "w", newline="", encoding="utf-8") as stream:
@@ -135,7 +156,9 @@ def _class_row(path: Path, line: int, row: dict[str, str]) -> tuple[int, str, tu
     for column in ("id", "red", "green", "blue"):
         text = (row[column] or "").strip()
         if not text.isdecimal() or int(text) > 255:
-            raise D3S2Error(f"{path} line {line}: {column} is {text!r}, it must be a whole number from 0 to 255.")
+            raise D3S2Error(
+                f"{path} line {line}: {column} is {text!r}, it must be a whole number from 0 to 255."
+            )
         values.append(int(text))
     name = (row["name"] or "").strip()
     if not name:
@@ -152,7 +175,9 @@ def _camvid_code() -> MaskCode:
 def _pairs(images: Path, labels: Path) -> tuple[tuple[str, ...], tuple[Path, ...], tuple[Path, ...]]:
     image_files, label_files = _by_stem(images, IMAGE_SUFFIXES), _by_stem(labels, (".png",))
     if not image_files and not label_files:
-        raise D3S2Error(f"{images} holds no image: put files such as 0001.png there, or check the split's name.")
+        raise D3S2Error(
+            f"{images} holds no image: put files such as 0001.png there, or check the split's name."
+        )
     alone = sorted(image_files.keys() - label_files.keys())
     if alone:
         raise D3S2Error(
@@ -177,7 +202,9 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         if path.name.startswith(".") or path.suffix.lower() not in suffixes:
             continue
         if path.stem in files:
-            raise D3S2Error(f"{path} and {files[path.stem].name} have the same id {path.stem!r}: keep one of them.")
+            raise D3S2Error(
+                f"{path} and {files[path.stem].name} have the same id {path.stem!r}: keep one of them."
+            )
         files[path.stem] = path
     return files
 

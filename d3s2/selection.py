@@ -1,0 +1,249 @@
+"""Chapter 02: class-balanced mask selection.
+
+The D3S2 abstract fixes three things: the selection is greedy, it puts under-represented classes first, and it
+yields real masks. The objective is our choice. With a_ic in [0, 1], how present class c is in mask i, and
+n_c(S) = sum of a_ic over the selection S:
+
+    F(S) = sum_c w_c log(1 + n_c(S) / delta)
+    gain of mask i:  sum_c w_c log(1 + a_ic / (delta + n_c(S)))
+
+F is monotone and submodular, so greedy reaches at least (1 - 1/e) of the best value (Nemhauser, Wolsey,
+Fisher 1978), and a gain computed earlier is an upper bound of the gain now, which makes the lazy heap of
+Minoux (1978) exact.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from d3s2.artifacts import write_npz
+from d3s2.errors import D3S2Error
+from d3s2.statistics import PixelCounts, load_npz
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Masks in the order they were picked. indices: int64[k]; gains: float64[k], NaN where a rule has no
+    gains.
+
+    Every budget is a prefix: the first j entries are the selection of size j.
+    """
+
+    indices: np.ndarray
+    gains: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def first(self, count: int) -> np.ndarray:
+        """int64[count]: the selection of this size. Raises D3S2Error when the ranking is shorter."""
+        if not 0 < count <= len(self):
+            raise D3S2Error(f"{count} masks are asked of a ranking of {len(self)}: ask for 1 to {len(self)}.")
+        return self.indices[:count]
+
+    def save(self, path: Path) -> None:
+        """Write an .npz without pickle; deterministic bytes."""
+        write_npz(path, indices=self.indices, gains=self.gains)
+
+    @staticmethod
+    def load(path: Path) -> Ranking:
+        """Read what `save` wrote."""
+        data = load_npz(path, ("indices", "gains"))
+        return Ranking(data["indices"], data["gains"])
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How a selection S spreads over the classes.
+
+    per_class: float64[C], n_c(S) = summed presence; covered: classes with n_c > 0; smallest and median n_c;
+    gini: 0 = all classes equally present, towards 1 = one class takes all; kl: KL(share of n_c || uniform),
+    nats. Classes that occur nowhere in the data set are left out of all but per_class.
+    """
+
+    per_class: np.ndarray
+    covered: int
+    possible: int
+    smallest: float
+    median: float
+    gini: float
+    kl: float
+
+
+def budget_size(budget: float | int, total: int) -> int:
+    """Number of masks: a float in (0, 1] is a share of `total` (rounded, at least 1), an int is a count.
+
+    Raises D3S2Error for 0, a negative number, NaN, a share above 1 and a count above `total`.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float, np.integer, np.floating)):
+        raise D3S2Error(f"budget is {budget!r}: give a share such as 0.01 or a number of masks such as 40.")
+    if isinstance(budget, (int, np.integer)):
+        if not 0 < budget <= total:
+            raise D3S2Error(f"budget is {budget} masks: give 1 to {total}, the size of the training set.")
+        return int(budget)
+    if not 0.0 < budget <= 1.0:
+        raise D3S2Error(
+            f"budget is {budget}: a share must be above 0 and at most 1 (0.01 = 1 % of {total} masks)."
+        )
+    return max(1, math.floor(budget * total + 0.5))
+
+
+def presence(counts: PixelCounts, threshold: float = 0.02) -> sparse.csr_array:
+    """a_ic = min(1, p_ic / threshold): csr float64[N, C], p = share of the mask's valid pixels.
+
+    Saturates, so that a big sky counts no more than a small car; a sliver counts little. Our choice, as is
+    0.02.
+    """
+    if not 0.0 < threshold <= 1.0:
+        raise D3S2Error(
+            f"presence_threshold is {threshold}: give a share of the mask's pixels above 0 and at most 1."
+        )
+    matrix = counts.shares()
+    matrix.data = np.minimum(1.0, matrix.data / threshold)
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    return matrix
+
+
+def class_weights(image_counts: np.ndarray, beta: float = 0.5) -> np.ndarray:
+    """w_c proportional to f_c^-beta, float64[C], f_c = number of images with the class; the weights sum to C.
+
+    beta = 0: all classes alike, and balance comes from the logarithm alone; beta = 1: inverse frequency.
+    Classes in no image get weight 0. Our choice.
+    """
+    if not 0.0 <= beta <= 1.0:
+        raise D3S2Error(f"beta is {beta}: give a number from 0 (no static weight) to 1 (inverse frequency).")
+    frequency = np.asarray(image_counts, dtype=np.float64)
+    weights = np.where(frequency > 0, np.maximum(frequency, 1.0) ** -beta, 0.0)
+    if weights.sum() == 0:
+        raise D3S2Error("no class occurs in any mask: nothing can be selected; check the label files.")
+    return weights * (len(weights) / weights.sum())
+
+
+def objective(
+    matrix: sparse.csr_array, weights: np.ndarray, indices: Sequence[int] | np.ndarray, delta: float = 1.0
+) -> float:
+    """F(S) of the module's text."""
+    totals = np.asarray(matrix[np.asarray(indices, dtype=np.int64)].sum(axis=0)).ravel()
+    return float(weights @ np.log1p(totals / delta))
+
+
+def greedy(
+    matrix: sparse.csr_array, weights: np.ndarray, budget: int | None = None, delta: float = 1.0
+) -> Ranking:
+    """Lazy greedy maximisation of F: exactly `naive_greedy`'s picks, for a fraction of the work.
+
+    matrix: presence, csr float64[N, C]; weights: float64[C] >= 0; budget: number of picks, None or more than
+    N = all N; delta > 0: how many full presences halve a class's pull. Ties go to the lowest index. A heap
+    keeps each mask's last known gain; only the mask on top is recomputed, and it is picked when it stays on
+    top.
+    """
+    count = _check(matrix, weights, budget, delta)
+    rows, weight, totals = _rows(matrix), weights.tolist(), [float(delta)] * matrix.shape[1]
+    heap = [(-_gain(row, weight, totals), index) for index, row in enumerate(rows)]
+    heapq.heapify(heap)
+    picked, gains = [], []
+    while len(picked) < count:
+        index = heap[0][1]
+        fresh = (-_gain(rows[index], weight, totals), index)
+        heapq.heapreplace(heap, fresh)
+        if heap[0] == fresh:
+            heapq.heappop(heap)
+            picked.append(index)
+            gains.append(-fresh[0])
+            for column, value in zip(*rows[index], strict=True):
+                totals[column] += value
+    return Ranking(np.array(picked, dtype=np.int64), np.array(gains, dtype=np.float64))
+
+
+def naive_greedy(
+    matrix: sparse.csr_array, weights: np.ndarray, budget: int | None = None, delta: float = 1.0
+) -> Ranking:
+    """The same by its definition: every gain anew for every pick, O(k N C). For reading and for tests."""
+    count = _check(matrix, weights, budget, delta)
+    rows, weight, totals = _rows(matrix), weights.tolist(), [float(delta)] * matrix.shape[1]
+    picked, gains, free = [], [], set(range(len(rows)))
+    for _ in range(count):
+        gain, index = max((_gain(rows[i], weight, totals), -i) for i in free)
+        picked.append(-index)
+        gains.append(gain)
+        free.remove(-index)
+        for column, value in zip(*rows[-index], strict=True):
+            totals[column] += value
+    return Ranking(np.array(picked, dtype=np.int64), np.array(gains, dtype=np.float64))
+
+
+def random_ranking(total: int, seed: int = 0) -> Ranking:
+    """All masks in random order: the baseline that every method has to beat."""
+    order = np.random.default_rng([seed, 1]).permutation(total)
+    return Ranking(order.astype(np.int64), np.full(total, np.nan))
+
+
+def uniform_ranking(counts: PixelCounts, seed: int = 0) -> Ranking:
+    """Round robin over the classes, each time a random unused mask that holds the class; classes run out one
+    by one.
+
+    The "Uniform" baseline of UniDD is only named there; this reading of it is ours. Masks without a valid
+    pixel come last.
+    """
+    rng = np.random.default_rng([seed, 2])
+    columns = counts.counts.tocsc()
+    queues = [rng.permutation(columns.indices[a:b]).tolist()
+              for a, b in zip(columns.indptr[:-1], columns.indptr[1:], strict=True)]
+    used, order = np.zeros(len(counts), dtype=bool), []
+    while any(queues):
+        for queue in queues:
+            while queue and used[queue[-1]]:
+                queue.pop()
+            if queue:
+                index = queue.pop()
+                used[index] = True
+                order.append(index)
+    order += rng.permutation(np.flatnonzero(~used)).tolist()
+    return Ranking(np.array(order, dtype=np.int64), np.full(len(order), np.nan))
+
+
+def coverage(matrix: sparse.csr_array, indices: Sequence[int] | np.ndarray) -> Coverage:
+    """Spread of a selection over the classes. matrix: presence or counts, any csr[N, C] >= 0."""
+    per_class = np.asarray(matrix[np.asarray(indices, dtype=np.int64)].sum(axis=0), dtype=np.float64).ravel()
+    possible = np.asarray(matrix.sum(axis=0)).ravel() > 0
+    values = np.sort(per_class[possible])
+    total, size = values.sum(), len(values)
+    if total == 0:
+        return Coverage(per_class, 0, size, 0.0, 0.0, 0.0, 0.0)
+    share = values / total
+    gini = float(((2 * np.arange(1, size + 1) - size - 1) @ share) / size)
+    kl = float((share[share > 0] * np.log(share[share > 0] * size)).sum())
+    middle, covered = float(np.median(values)), int((values > 0).sum())
+    return Coverage(per_class, covered, size, float(values[0]), middle, gini, kl)
+
+
+def _rows(matrix: sparse.csr_array) -> list[tuple[list[int], list[float]]]:
+    """Plain lists of each mask's classes and presences: many times faster than slicing a sparse matrix."""
+    bounds = zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True)
+    return [(matrix.indices[a:b].tolist(), matrix.data[a:b].tolist()) for a, b in bounds]
+
+
+def _gain(row: tuple[list[int], list[float]], weight: list[float], totals: list[float]) -> float:
+    """Marginal gain of one mask; totals[c] = delta + n_c(S)."""
+    return sum([weight[c] * math.log1p(a / totals[c]) for c, a in zip(*row, strict=True)])
+
+
+def _check(matrix: sparse.csr_array, weights: np.ndarray, budget: int | None, delta: float) -> int:
+    total, classes = matrix.shape
+    if weights.shape != (classes,) or not np.isfinite(weights).all() or (weights < 0).any():
+        raise D3S2Error(
+            f"class weights must be {classes} finite numbers >= 0, one per class; got {weights!r}."
+        )
+    if not (math.isfinite(delta) and delta > 0):
+        raise D3S2Error(f"delta is {delta}: give a finite number above 0.")
+    if budget is not None and budget <= 0:
+        raise D3S2Error(f"budget is {budget} masks: give 1 to {total}, or None for the full ranking.")
+    return total if budget is None else min(int(budget), total)
