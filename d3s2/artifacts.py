@@ -1,0 +1,309 @@
+"""What a run leaves on disk: atomic files, and stages with a manifest that says what they were made from.
+
+A *stage* is one folder of the run folder (`statistics`, `selection`, ...). Its key is a digest of everything that
+decides its bytes: parameters, keys of the stages it reads, source of the modules that write it, and data from outside
+such as a dataset's fingerprint. While it is written it holds `in_progress.json`; once whole, `manifest.json` with the
+SHA-256 of every file. Neither holds a time, a path or a machine's name, so equal runs give equal bytes.
+
+The usual cell:
+
+    stage = Stage(settings.run_dir, "selection", parameters, inputs=[statistics], modules=["selection"])
+    if not stage.is_current():
+        folder = stage.begin()      # items of an interrupted run with the same key are still there
+        ...                         # write what is missing, each file through `atomic_path`
+        stage.finish()
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d3s2.errors import D3S2Error
+from d3s2.sources import code_version
+
+MANIFEST, IN_PROGRESS, SUPERSEDED = "manifest.json", "in_progress.json", "superseded"
+STAGE_LOG = "D3S2_STAGE_LOG"
+"""Environment variable: a file to which every stage that is used as finished adds its name and key (see `runner`)."""
+
+WRITERS = {
+    "statistics": "01_data_statistics",
+    "weights": "01_data_statistics",
+    "selection": "02_mask_selection",
+    "distilled": "03_guided_sampling",
+    "training": "04_train_mask2former",
+    "report": "04_train_mask2former",
+}
+"""Which notebook writes a stage: only for the error message of `find`."""
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path with the same suffix in the same folder; on success it becomes `path`, synced to disk.
+
+    A reader, or a run that is killed, sees the whole old file or the whole new one. On an exception the temporary
+    file is removed. Raises D3S2Error where the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        _remove(temporary)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` atomically, keys sorted, one item a line. NaN and infinity are refused (ValueError)."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file. Raises D3S2Error for one that is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise D3S2Error(f"{path} is missing.") from error
+    except (OSError, ValueError) as error:
+        raise D3S2Error(f"{path} cannot be read ({error}): move it away and run again.") from error
+
+
+def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
+    """Write arrays atomically as an uncompressed .npz: the same arrays give the same bytes. No object arrays."""
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise TypeError(f"array {name!r} holds Python objects, which only a pickle could store")
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **dict(sorted(arrays.items())))
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a value's canonical JSON; tuples count as lists, and NaN is refused (ValueError)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _explain(error: OSError, path: Path) -> OSError | D3S2Error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return D3S2Error(f"The disk is full: {path} could not be written. Free some space, then run the same again.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return D3S2Error(f"{path.parent} cannot be written ({error.strerror}): choose another folder with run_dir.")
+    return error
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError:
+        pass  # replaced already, or its folder cannot be written at all
+
+
+# ---------------------------------------------------------------------------------------------------------- stages
+class Stage:
+    """One folder of a run, identified by the key of what it is made from.
+
+    Args:
+        run_dir: the run's folder.
+        name: the stage's folder inside it.
+        parameters: the settings that decide its bytes (JSON values). Leave out what must not: device, threads, paths.
+        inputs: stages it reads; their keys go into its own.
+        modules: modules of d3s2 that write it, for `code_version`.
+        external: digests of what comes from outside, such as {"dataset": fingerprint}.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        name: str,
+        parameters: Mapping[str, Any],
+        inputs: Sequence[Stage] = (),
+        modules: Sequence[str] = (),
+        external: Mapping[str, str] | None = None,
+    ):
+        self.run_dir, self.name = Path(run_dir), name
+        self.folder = self.run_dir / name
+        self.parameters = json.loads(json.dumps(dict(parameters), allow_nan=False))
+        self._made_of = {
+            "schema": 1,
+            "name": name,
+            "parameters": self.parameters,
+            "inputs": {stage.name: stage.key for stage in inputs},
+            "code": code_version(*modules),
+            "external": dict(external or {}),
+        }
+        self.key = digest(self._made_of)
+
+    @classmethod
+    def find(cls, run_dir: str | Path, name: str) -> Stage:
+        """Open the finished stage of an earlier notebook: `folder`, `key`, `parameters`.
+
+        Raises D3S2Error, naming the notebook to run, when the stage is missing, unfinished or damaged.
+        """
+        folder = Path(run_dir) / name
+        notebook = WRITERS.get(name)
+        fix = f"run notebook {notebook} first" if notebook else "run the notebook that writes it first"
+        if not (folder / MANIFEST).is_file():
+            state = "unfinished" if (folder / IN_PROGRESS).is_file() else "missing"
+            raise D3S2Error(f"The stage {name!r} is {state} in {run_dir}: {fix}.")
+        manifest = read_json(folder / MANIFEST)
+        damage = _damage(folder, manifest) if "key" in manifest else f"{folder / MANIFEST} is incomplete"
+        if damage:
+            raise D3S2Error(f"The stage {name!r} is damaged ({damage}): {fix} again, it will be made anew.")
+        stage = cls.__new__(cls)
+        stage.run_dir, stage.name, stage.folder = Path(run_dir), name, folder
+        stage.parameters, stage.key = manifest["parameters"], manifest["key"]
+        stage._made_of = {field: manifest[field] for field in manifest if field not in ("key", "files")}
+        return stage
+
+    def is_current(self) -> bool:
+        """True when the stage is finished, has this key, and every file still has its bytes; says so if not the last."""
+        manifest = _read_marker(self.folder / MANIFEST)
+        if manifest is None or manifest.get("key") != self.key:
+            return False
+        damage = _damage(self.folder, manifest)
+        if damage:
+            warnings.warn(f"the stage {self.name!r} will be made again: {damage}", stacklevel=2)
+            return False
+        self._note()
+        return True
+
+    def begin(self) -> Path:
+        """Make the folder ready for writing and return it.
+
+        What an interrupted run with the same key left is kept, so that finished items need not be made again. A
+        folder of another key, a finished one and a foreign one are moved to `superseded/`; nothing is deleted but
+        half-written temporary files.
+        """
+        marker = _read_marker(self.folder / IN_PROGRESS)
+        unfinished = marker is not None and not (self.folder / MANIFEST).exists()
+        if not (unfinished and marker.get("key") == self.key):
+            supersede(self.run_dir, self.name)
+            write_json(self.folder / IN_PROGRESS, {**self._made_of, "key": self.key})
+        for leftover in self.folder.rglob(".*.part*"):
+            _remove(leftover)
+        return self.folder
+
+    def finish(self) -> None:
+        """Hash every file (but logs: `logs/`, `*.log`) and write `manifest.json`: from now on the stage is current."""
+        files = {
+            path.relative_to(self.folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and not _is_unlisted(path.relative_to(self.folder))
+        }
+        write_json(self.folder / MANIFEST, {**self._made_of, "key": self.key, "files": files})
+        _remove(self.folder / IN_PROGRESS)
+        self._note()
+
+    def _note(self) -> None:
+        if log := os.environ.get(STAGE_LOG):
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"name": self.name, "key": self.key}) + "\n")
+
+
+def verify(run_dir: str | Path, name: str, key: str) -> bool:
+    """True when the stage on disk is finished, has this key, and all its files still have their bytes."""
+    manifest = _read_marker(Path(run_dir) / name / MANIFEST)
+    return manifest is not None and manifest.get("key") == key and not _damage(Path(run_dir) / name, manifest)
+
+
+def supersede(run_dir: str | Path, name: str) -> Path | None:
+    """Move a stage's folder to `<run_dir>/superseded/<name>-<key>`, numbered if taken; None if there is nothing."""
+    folder = Path(run_dir) / name
+    try:
+        if not folder.exists() or not any(folder.iterdir()):
+            return None
+        marker = _read_marker(folder / MANIFEST) or _read_marker(folder / IN_PROGRESS) or {}
+        label = f"{name}-{str(marker.get('key', 'unknown'))[:8]}"
+        target = folder.parent / SUPERSEDED / label
+        number = 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{label}-{number}")
+        target.parent.mkdir(exist_ok=True)
+        os.replace(folder, target)
+    except OSError as error:
+        raise _explain(error, folder) from error
+    return target
+
+
+def _read_marker(path: Path) -> dict[str, Any] | None:
+    """A manifest or in-progress file; None when it is missing or damaged: then the stage is simply not current."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_unlisted(relative: Path) -> bool:
+    """Logs hold times, so they belong to no manifest; nor do markers and temporary files."""
+    return (
+        "logs" in relative.parts[:-1]
+        or relative.suffix == ".log"
+        or str(relative) in (MANIFEST, IN_PROGRESS)
+        or (relative.name.startswith(".") and ".part" in relative.name)
+    )
+
+
+def _damage(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """The first file that is missing or altered, in words; empty when all is well."""
+    for name, entry in manifest.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+            return f"{path} is not what was written"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------------------ lock
+@contextmanager
+def run_lock(run_dir: str | Path) -> Iterator[None]:
+    """Hold the run folder for this process; the system releases it when the process ends, even by kill -9.
+
+    Raises D3S2Error when another run holds it, or the folder cannot be made or written.
+    """
+    import fcntl  # not on Windows, where the rest of this module can still be used
+
+    path = Path(run_dir) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, with the lock
+    except OSError as error:
+        raise _explain(error, path) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise D3S2Error(
+                f"Another run (process {owner}) is using {run_dir}: wait for it, or choose another run_dir."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
