@@ -1,0 +1,191 @@
+"""Guided sampling: the DDIM loop written out, with losses on the predicted clean image.
+
+Notation: x_t noisy image, a_t = alpha_bar_t. From the network's v the loop takes
+    x0_hat = sqrt(a_t) x_t - sqrt(1 - a_t) v,      eps = sqrt(a_t) v + sqrt(1 - a_t) x_t,
+asks the proxy what it thinks of x0_hat, and adds the losses' gradient to the noise prediction (the form of Universal
+Guidance, Bansal et al. 2023, and UniDD):
+    eps_hat = eps + s(t) g,   g = d loss / d x_t,   s(t) = lambda sqrt(1 - a_t)          (scale = "raw")
+In "norm" mode each loss's gradient is first scaled to the length of eps, image by image, so that lambda is a share of
+the step and does not depend on a loss's units:  eps_hat = eps + sqrt(1 - a_t) sum_k lambda_k |eps| g_k / |g_k|.
+Adding the gradient to eps moves x0_hat by -sqrt((1 - a_t) / a_t) times it: downhill.
+
+`jacobian="full"` differentiates through the generator; "detach" treats eps as a constant, so that
+g = (d loss / d x0_hat) / sqrt(a_t): no backward pass through the generator. Which form the paper uses is unknown to us.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .errors import D3S2Error
+from .generators import LayoutGenerator
+
+Losses = Callable[[Tensor], Mapping[str, Tensor]]
+"""The guidance losses: float[B, 3, H, W] images in [-1, 1] to {name: float[B]}, one number per image, differentiable.
+One function for all, so that they can share one pass through the proxy."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the sampler is steered. All defaults are our choice.
+
+    Args:
+        scales: lambda of each loss by name; 0 or a missing name leaves the loss out of the gradient.
+        window: guided part of the run as fractions of the steps, 0 = pure noise, 1 = finished image.
+        mode: "norm" or "raw" (see the module's text).
+        jacobian: "detach" or "full".
+        cfg_scale: classifier-free guidance w, v = v_free + w (v_conditioned - v_free); 1 = conditioned only.
+    """
+
+    scales: Mapping[str, float] = field(default_factory=dict)
+    window: tuple[float, float] = (0.1, 0.8)
+    mode: str = "norm"
+    jacobian: str = "detach"
+    cfg_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("norm", "raw"):
+            raise D3S2Error(f"guidance mode is {self.mode!r}: use 'norm' or 'raw'.")
+        if self.jacobian not in ("detach", "full"):
+            raise D3S2Error(f"jacobian is {self.jacobian!r}: use 'detach' or 'full'.")
+        if not 0 <= self.window[0] <= self.window[1] <= 1:
+            raise D3S2Error(f"window is {self.window}: give two fractions with 0 <= start <= end <= 1.")
+
+
+@dataclass
+class Step:
+    """One step of the sampler, for drawing and for tests."""
+
+    index: int
+    t: int
+    x: Tensor  # float[B, 3, H, W] after the step
+    x0: Tensor  # float[B, 3, H, W], the clean image as predicted before guidance, in [-1, 1]
+    losses: dict[str, Tensor]  # float[B] each; empty outside the window
+    gradient_norms: dict[str, Tensor]  # float[B] each, before normalisation
+    gradient: Tensor | None  # float[B, 3, H, W] added to eps, or None
+
+
+def timesteps(steps: int, train_steps: int = 1000) -> list[int]:
+    """Evenly spaced timesteps, last first: train_steps - k ... (leading spacing, as diffusers' DDIM).
+
+    Raises D3S2Error unless `steps` divides `train_steps`, without which the spacing would be uneven.
+    """
+    if steps < 1 or train_steps % steps:
+        raise D3S2Error(f"steps is {steps}: it must divide {train_steps}, for example 10, 20, 25, 40, 50 or 100.")
+    stride = train_steps // steps
+    return list(range(0, train_steps, stride))[::-1]
+
+
+def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    """float[B, *shape]: standard normal noise, one random generator per image, whatever the batch."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def sample(generator: LayoutGenerator, noise: Tensor, layout: Tensor | None, classes: Tensor | None, steps: int = 50,
+           guidance: Guidance = Guidance(), losses: Losses | None = None, clip: bool = True) -> Iterator[Step]:
+    """Run DDIM (eta = 0) from `noise` and yield every step; the last step's `x` is the image.
+
+    Args:
+        noise: float[B, 3, H, W]; layout: int64[B, H, W]; classes: float[B, C] (see `LayoutUNet.forward`).
+        losses: see `Losses`; those without a scale are measured in the window but do not steer.
+        clip: keep the predicted clean image in [-1, 1] (and the noise consistent with it), as for pixel-space models.
+    Raises:
+        D3S2Error: for steps that do not divide the schedule, a scale for a loss that there is not, or a loss that is not finite
+            (naming loss, step and image).
+    """
+    alpha_bars = generator.scheduler.alphas_cumprod.tolist()
+    schedule = timesteps(steps, len(alpha_bars))
+    first, last = (round(edge * steps) for edge in guidance.window)
+    x = noise
+    for index, t in enumerate(schedule):
+        a_t = alpha_bars[t]
+        a_next = alpha_bars[schedule[index + 1]] if index + 1 < steps else 1.0
+        guided = losses is not None and first <= index < last and any(guidance.scales.values())
+        eps, x0, found = _predict(generator, x, t, a_t, layout, classes, guidance, losses if guided else None, index)
+        if found.gradient is not None:
+            eps = eps + found.gradient
+        clean = (x - math.sqrt(1 - a_t) * eps) / math.sqrt(a_t)
+        if clip:
+            clean = clean.clamp(-1, 1)
+            eps = (x - math.sqrt(a_t) * clean) / math.sqrt(1 - a_t)  # the noise that belongs to the clipped image
+        x = math.sqrt(a_next) * clean + math.sqrt(1 - a_next) * eps
+        yield Step(index, t, x, x0, found.values, found.norms, found.gradient)
+
+
+@dataclass
+class _Found:
+    values: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    gradient: Tensor | None = None
+
+
+def _predict(generator: LayoutGenerator, x: Tensor, t: int, a_t: float, layout: Tensor | None, classes: Tensor | None,
+             guidance: Guidance, losses: Losses | None, index: int) -> tuple[Tensor, Tensor, _Found]:
+    """(eps, x0_hat, what the losses say) at one timestep, all detached."""
+    full = losses is not None and guidance.jacobian == "full"
+    x = x.detach().requires_grad_(full)
+    with torch.set_grad_enabled(full):
+        v = _velocity(generator, x, t, layout, classes, guidance.cfg_scale)
+        x0 = math.sqrt(a_t) * x - math.sqrt(1 - a_t) * v
+        eps = math.sqrt(a_t) * v + math.sqrt(1 - a_t) * x
+    found = _Found()
+    if losses is not None:
+        leaf, factor = (x, 1.0) if full else (x0.detach().requires_grad_(), 1 / math.sqrt(a_t))
+        with torch.enable_grad():
+            values = losses((x0 if full else leaf).clamp(-1, 1))
+        found.values = {name: value.detach() for name, value in values.items()}
+        gradients = {name: factor * g for name, g in _gradients(values, leaf, guidance.scales, index).items()}
+        found.norms = {name: gradient.flatten(1).norm(dim=1) for name, gradient in gradients.items()}
+        found.gradient = _combine(gradients, eps.detach(), a_t, guidance)
+    return eps.detach(), x0.detach().clamp(-1, 1), found
+
+
+def _gradients(values: Mapping[str, Tensor], leaf: Tensor, scales: Mapping[str, float], index: int) -> dict[str, Tensor]:
+    """d loss / d leaf of every loss with a scale, each on its own. The sum over images keeps them independent."""
+    wanted = [name for name, scale in scales.items() if scale]
+    gradients = {}
+    for name in wanted:
+        if name not in values:
+            raise D3S2Error(f"guidance scale for {name!r}, but the losses are {sorted(values)}.")
+        _check_finite(values[name], f"loss {name!r}", index)
+        gradients[name] = torch.autograd.grad(values[name].sum(), leaf, retain_graph=name != wanted[-1])[0]
+        _check_finite(gradients[name].flatten(1).sum(1), f"the gradient of loss {name!r}", index)
+    return gradients
+
+
+def _velocity(generator: LayoutGenerator, x: Tensor, t: int, layout: Tensor | None, classes: Tensor | None, w: float) -> Tensor:
+    """Classifier-free guidance; w = 1 costs one evaluation, w = 0 needs no condition."""
+    conditioned = generator.unet(x, torch.tensor(t, device=x.device), layout, classes)
+    if w == 1.0:
+        return conditioned
+    free = generator.unet(x, torch.tensor(t, device=x.device), None, None)
+    return free + w * (conditioned - free)
+
+
+def _combine(gradients: Mapping[str, Tensor], eps: Tensor, a_t: float, guidance: Guidance) -> Tensor:
+    """float[B, 3, H, W], what is added to eps."""
+    total = torch.zeros_like(eps)
+    for name, gradient in gradients.items():
+        if guidance.mode == "norm":
+            length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
+            gradient = gradient * (eps.flatten(1).norm(dim=1) / length)[:, None, None, None]
+        total = total + guidance.scales[name] * math.sqrt(1 - a_t) * gradient
+    return total
+
+
+def _check_finite(values: Tensor, what: str, index: int) -> None:
+    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
+    if bad:
+        raise D3S2Error(f"{what} is not finite at step {index} for image {bad[0]} of the batch: lower its guidance scale, "
+                        "or start the window later.")
+
+
+def finish(steps: Iterator[Step]) -> Step:
+    """Run a sampler to its end and return the last step."""
+    for step in steps:
+        pass
+    return step
