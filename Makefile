@@ -1,0 +1,23 @@
+# make run    everything, from nothing: sets up on first use, executes notebooks 00 to 04, prints the result table
+# make test   sets up on first use, then all tests, the notebooks included
+# make lab    JupyterLab on the notebooks
+# make clean  removes the virtual environment and caches; runs/ and data/ stay
+
+.PHONY: run test lab clean setup
+export PYTHON
+
+run: setup
+	@.venv/bin/d3s2 run $(ARGS)
+
+test: setup
+	@.venv/bin/python -m pytest $(ARGS)
+
+lab: setup
+	@.venv/bin/python -m jupyterlab --notebook-dir=notebooks $(ARGS)
+
+setup:
+	@./install.sh
+
+clean:
+	rm -rf .venv .venv.old.* .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find d3s2 tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,62 @@
+#!/bin/sh
+# Make .venv and install d3s2 into it, if that has not been done with the same pins before. `make` calls this.
+# A problem ends in one sentence that says what to do; pip's own words are in .venv/install.log.
+set -eu
+cd "$(dirname "$0")"
+
+need_mb=4000
+venv=.venv
+stamp=$venv/.installed
+log=$venv/install.log
+
+fail() {
+    printf 'd3s2: %s\n' "$*" >&2
+    exit 1
+}
+
+is_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; }
+
+pins=$(cat requirements.in constraints.txt pyproject.toml install.sh | cksum)
+if [ -x "$venv/bin/d3s2" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$pins $(pwd)" ] && is_311 "$venv/bin/python"; then
+    exit 0
+fi
+
+python=
+for candidate in ${PYTHON:-python3.11 python3}; do
+    if is_311 "$candidate"; then python=$candidate && break; fi
+done
+if [ -z "$python" ]; then
+    found=$(${PYTHON:-python3} --version 2>&1 || true)
+    fail "Python 3.11 is needed and was not found (${PYTHON:-python3} says: ${found:-nothing})." \
+        "Install it, or name it: make run PYTHON=/path/to/python3.11"
+fi
+
+free_mb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1024) }')
+if [ "$free_mb" -lt "$need_mb" ]; then
+    fail "$free_mb MB are free in $(pwd), but the installation needs $need_mb MB (8000 with the CUDA build of torch)." \
+        "Free some space, or clone to another disk."
+fi
+
+explain() {
+    if grep -qiE 'no space left|disk quota' "$log"; then
+        fail "The disk became full during the installation. Free some space (8000 MB for the CUDA build of torch)," \
+            "then run the same command again."
+    elif grep -qiE 'could not find a version|no matching distribution|connection ?error|max retries|timed out|name resolution|unreachable' "$log"; then
+        fail "The package index could not be reached, or lacks a package: check the network and pip's settings" \
+            "(pip config list), then run the same command again. pip's words: $venv/install.log"
+    fi
+    tail -n 5 "$log" >&2
+    fail "The installation failed; the lines above are the last of $venv/install.log."
+}
+
+echo "d3s2: installing into $venv with $("$python" --version 2>&1) (once, a few minutes) ..."
+[ -d "$venv" ] && ! is_311 "$venv/bin/python" && mv "$venv" "$venv.old.$$"
+mkdir -p "$venv"
+rm -f "$stamp"
+"$python" -m venv "$venv" >"$log" 2>&1 ||
+    fail "$python cannot make virtual environments: install its venv module (on Debian: python3.11-venv). $(tail -n 1 "$log")"
+"$venv/bin/python" -m pip install --disable-pip-version-check -r requirements.in -e . -c constraints.txt \
+    >>"$log" 2>&1 || explain
+"$venv/bin/python" -m compileall -q "$venv/lib" >/dev/null 2>&1 || true
+printf '%s %s' "$pins" "$(pwd)" >"$stamp"
+echo "d3s2: installed."
