@@ -1,0 +1,141 @@
+"""Identities and limits of the two losses (methods.md 1.4): no snapshots."""
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch.nn import functional as F
+
+from d3s2.errors import D3S2Error
+from d3s2.losses import FeatureTargets, class_moments, feature_matching, segmentation_consistency
+from d3s2.statistics import ClassMoments, soft_masks
+
+C, H, W = 5, 8, 12
+
+
+def some(seed: int, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, C, H, W, generator=rng, dtype=torch.float64)
+    labels = torch.randint(0, C, (batch, H, W), generator=rng)
+    labels[torch.rand(labels.shape, generator=rng) < 0.2] = 255
+    return logits, labels
+
+
+def layers(seed: int, batch: int = 3) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, 6, H, W, generator=rng, dtype=torch.float64),
+            torch.randn(batch, 4, H // 2, W // 2, generator=rng, dtype=torch.float64)]
+
+
+def targets_of(features: list[torch.Tensor], labels: torch.Tensor) -> FeatureTargets:
+    moments = ClassMoments(C, [f.shape[1] for f in features])
+    moments.update(features, labels)
+    return FeatureTargets.from_moments(moments, dtype=torch.float64)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_segmentation_loss_is_the_mean_over_the_valid_pixels_of_each_image(seed):
+    logits, labels = some(seed)
+    expected = [F.cross_entropy(logits[b : b + 1], labels[b : b + 1], ignore_index=255) for b in range(3)]
+    torch.testing.assert_close(segmentation_consistency(logits, labels), torch.stack(expected))
+
+
+def test_segmentation_loss_of_an_image_without_valid_pixels_is_zero_and_has_a_finite_gradient():
+    logits, labels = some(0)
+    labels[1] = 255
+    logits.requires_grad_()
+    for balance in (False, True):
+        loss = segmentation_consistency(logits, labels, balance)
+        assert loss[1] == 0 and torch.isfinite(torch.autograd.grad(loss.sum(), logits)[0]).all()
+
+
+def test_balanced_loss_weighs_classes_equally_whatever_their_area():
+    logits = torch.zeros(1, 2, 1, 10, dtype=torch.float64)
+    logits[0, 0, 0, 9] = 3.0  # the only pixel of class 1 is called class 0
+    labels = torch.zeros(1, 1, 10, dtype=torch.int64)
+    labels[0, 0, 9] = 1
+    common, rare = torch.log(torch.tensor(2.0)), torch.log(1 + torch.exp(torch.tensor(3.0)))
+    assert segmentation_consistency(logits, labels, balance=True).item() == pytest.approx(((common + rare) / 2).item())
+    assert segmentation_consistency(logits, labels).item() == pytest.approx(((9 * common + rare) / 10).item())
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_relabelling_the_classes_changes_neither_loss(seed):
+    logits, labels = some(seed)
+    features, order = layers(seed), torch.randperm(C, generator=torch.Generator().manual_seed(seed))
+    moved = torch.where(labels == 255, labels, order[labels.clamp(max=C - 1)])
+    moved_logits = torch.empty_like(logits)
+    moved_logits[:, order] = logits
+    real = layers(seed + 1)
+    for balance in (False, True):
+        torch.testing.assert_close(segmentation_consistency(logits, labels, balance), segmentation_consistency(moved_logits, moved, balance))
+    torch.testing.assert_close(feature_matching(features, labels, targets_of(real, labels)),
+                               feature_matching(features, moved, targets_of(real, moved)))
+
+
+def test_images_of_a_batch_do_not_feel_each_other():
+    logits, labels = some(3)
+    features, targets = layers(3), targets_of(layers(4), labels)
+    together = feature_matching(features, labels, targets)
+    alone = torch.cat([feature_matching([f[b : b + 1] for f in features], labels[b : b + 1], targets) for b in range(3)])
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(segmentation_consistency(logits, labels)[1:2], segmentation_consistency(logits[1:2], labels[1:2]))
+
+
+def test_feature_loss_is_zero_when_an_image_has_exactly_the_real_statistics():
+    _, labels = some(5, batch=1)
+    features = layers(5, batch=1)
+    assert feature_matching(features, labels, targets_of(features, labels), min_area=1e-9).item() < 1e-12
+
+
+def test_shuffling_pixels_inside_a_class_changes_nothing():
+    labels = (torch.arange(H * W).reshape(1, H, W) % C)
+    features = layers(6, batch=1)[:1]
+    targets = targets_of(layers(7, batch=1)[:1], labels)
+    shuffled = features[0].flatten(2).clone()
+    for c in range(C):
+        where = (labels.flatten() == c).nonzero().flatten()
+        shuffled[..., where] = shuffled[..., where[torch.randperm(len(where), generator=torch.Generator().manual_seed(c))]]
+    torch.testing.assert_close(feature_matching([shuffled.reshape(features[0].shape)], labels, targets), feature_matching(features, labels, targets))
+
+
+def test_features_under_ignored_pixels_do_not_count():
+    _, labels = some(8)
+    features, targets = layers(8)[:1], targets_of(layers(9)[:1], labels)
+    changed = [torch.where((labels == 255)[:, None], torch.full_like(f, 100.0), f) for f in features]
+    torch.testing.assert_close(feature_matching(changed, labels, targets), feature_matching(features, labels, targets))
+
+
+def test_one_class_everywhere_is_plain_mean_and_deviation_matching():
+    feature = layers(10, batch=1)[0]
+    labels = torch.zeros(1, H, W, dtype=torch.int64)
+    real = layers(11, batch=1)[0]
+    flat, real_flat = feature.flatten(2)[0], real.flatten(2)[0]
+    gap = (flat.mean(1) - real_flat.mean(1)) ** 2 + ((flat.var(1, False) + 1e-6).sqrt() - (real_flat.var(1, False) + 1e-6).sqrt()) ** 2
+    expected = (gap / (real_flat.var(1, False) + 1e-6)).mean()
+    assert feature_matching([feature], labels, targets_of([real], labels)).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_constant_features_have_no_variance_and_kappa_zero_ignores_deviations():
+    labels = torch.zeros(1, H, W, dtype=torch.int64)
+    constant = torch.full((1, 6, H, W), 2.5, dtype=torch.float64)
+    assert class_moments(constant, soft_masks(labels, C, (H, W)).double())[2].abs().max() < 1e-12
+    noisy = constant + layers(12, batch=1)[0] - layers(12, batch=1)[0].mean((2, 3), keepdim=True)
+    targets = targets_of([noisy], labels)
+    assert feature_matching([constant], labels, targets, kappa=0.0).item() < 1e-12
+    assert feature_matching([constant], labels, targets).item() > 0.1
+
+
+def test_gradients_agree_with_finite_differences():
+    logits, labels = some(13, batch=1)
+    features, targets = layers(13, batch=1), targets_of(layers(14, batch=1), labels)
+    assert torch.autograd.gradcheck(lambda x: segmentation_consistency(x, labels, True), logits.requires_grad_())
+    assert torch.autograd.gradcheck(lambda a, b: feature_matching([a, b], labels, targets), tuple(f.requires_grad_() for f in features), atol=1e-6)
+
+
+def test_statistics_of_another_proxy_are_refused():
+    _, labels = some(0)
+    with pytest.raises(D3S2Error, match="run notebook 01 again"):
+        feature_matching(layers(0)[:1], labels, targets_of(layers(0), labels))

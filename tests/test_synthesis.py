@@ -1,0 +1,138 @@
+"""Distilled datasets on disk: real files, small untrained networks."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from d3s2.data import SegmentationDataset, open_dataset, scenes
+from d3s2.data.base import ClassInfo
+from d3s2.data.formats import write_classes
+from d3s2.errors import D3S2Error
+from d3s2.generators import LayoutGenerator, LayoutUNet, class_sets, load_generator, noise_schedule, save_half
+from d3s2.guidance import Guidance
+from d3s2.losses import FeatureTargets
+from d3s2.prepare import Recipe as Training, train_generator, train_proxy
+from d3s2.proxy import ProxySegmenter, load_proxy
+from d3s2.statistics import feature_statistics
+from d3s2.synthesis import Recipe, image_seed, synthesise, to_uint8
+
+RECIPE = Recipe(steps=4, guidance=Guidance({"segmentation": 0.1, "feature": 0.1}, window=(0, 1)), group=2)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> SegmentationDataset:
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes.write_split(folder, "train", 6)
+    write_classes(folder / "classes.csv", [ClassInfo(n, c) for n, c in scenes.CLASSES.items()])
+    return open_dataset("folder", folder, "train")
+
+
+@pytest.fixture(scope="module")
+def parts(dataset) -> tuple[LayoutGenerator, ProxySegmenter, FeatureTargets]:
+    torch.manual_seed(0)
+    generator = LayoutGenerator(LayoutUNet(20, channels=(32, 32), layers=1).eval().requires_grad_(False), noise_schedule())
+    proxy = ProxySegmenter(20, channels=(8, 16)).eval().requires_grad_(False)
+    return generator, proxy, FeatureTargets.from_moments(feature_statistics(dataset, proxy, progress=False))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_distilled_folder_is_an_ordinary_dataset_with_a_record_per_image(dataset, parts, tmp_path):
+    done = []
+    made = synthesise(*parts, dataset, [4, 1, 5], tmp_path, RECIPE, progress=lambda *a: done.append(a))
+    assert done == [(2, 3), (3, 3)] and sorted(made.ids) == sorted(dataset.ids[i] for i in (4, 1, 5))
+    for k, name in enumerate(made.ids):
+        np.testing.assert_array_equal(made.read_labels(k), dataset.read_labels(dataset.ids.index(name)))
+        record = json.loads((tmp_path / "records" / f"{name}.json").read_text())
+        assert record["noise_seed"] == image_seed(0, name) and 0 <= record["proxy_agreement"] <= 1
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["ids_in_order_of_selection"] == [dataset.ids[i] for i in (4, 1, 5)] and card["recipe"]["steps"] == 4
+
+
+def test_a_broken_run_goes_on_to_the_same_bytes_and_keeps_what_is_there(dataset, parts, tmp_path):
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "whole", RECIPE)
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "broken", RECIPE)
+    (tmp_path / "broken" / "card.json").unlink()
+    (tmp_path / "broken" / "records" / f"{dataset.ids[3]}.json").unlink()
+    (tmp_path / "broken" / "train" / "images" / f"{dataset.ids[3]}.png").write_bytes(b"half")
+    kept = tmp_path / "broken" / "train" / "images" / f"{dataset.ids[0]}.png"
+    before = kept.stat().st_mtime_ns
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "broken", RECIPE)
+    assert tree(tmp_path / "broken") == tree(tmp_path / "whole") and kept.stat().st_mtime_ns == before
+
+
+def test_another_seed_gives_other_images_of_the_same_masks(dataset, parts, tmp_path):
+    first = synthesise(*parts, dataset, [0], tmp_path / "a", RECIPE)
+    second = synthesise(*parts, dataset, [0], tmp_path / "b", Recipe(seed=1, steps=4, group=2))
+    assert not np.array_equal(first.read_image(0), second.read_image(0))
+    np.testing.assert_array_equal(first.read_labels(0), second.read_labels(0))
+
+
+def test_bad_selections_and_a_foreign_generator_are_refused(dataset, parts, tmp_path):
+    for indices in ([], [1, 1]):
+        with pytest.raises(D3S2Error, match="masks selected"):
+            synthesise(*parts, dataset, indices, tmp_path, RECIPE)
+    foreign = LayoutGenerator(LayoutUNet(7, channels=(32, 32), layers=1), noise_schedule())
+    with pytest.raises(D3S2Error, match="knows 7 classes"):
+        synthesise(foreign, *parts[1:], dataset, [0], tmp_path, RECIPE)
+
+
+def test_pixels_round_trip():
+    levels = torch.arange(256).float().reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    assert np.array_equal(to_uint8(levels / 127.5 - 1)[0, ..., 0], np.arange(256).reshape(16, 16))
+
+
+def test_class_sets_name_exactly_the_classes_present():
+    labels = torch.tensor([[[0, 2], [2, 255]], [[255, 255], [255, 255]]])
+    assert class_sets(labels, 4).tolist() == [[1, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_a_dropped_condition_hides_the_layout(parts):
+    unet, x = parts[0].unet, torch.randn(2, 3, 64, 64)
+    a, b = torch.zeros(2, 64, 64, dtype=torch.int64), torch.ones(2, 64, 64, dtype=torch.int64)
+    t = torch.tensor(500)
+    assert not torch.allclose(unet(x, t, a, None), unet(x, t, b, None))
+    dropped = torch.full_like(a, -1)
+    torch.testing.assert_close(unet(x, t, dropped, None), unet(x, t, None, None))
+    assert not torch.allclose(unet(x, t, None, class_sets(a, 20)), unet(x, t, None, None))
+
+
+def test_training_resumes_to_the_same_weights_and_saves_what_it_loads(dataset, tmp_path):
+    say = lambda line: None  # noqa: E731
+    recipe = Training(4, batch_size=2, save_every=2, log_every=2)
+    whole = train_proxy(dataset, tmp_path / "whole", recipe, say)
+    train_proxy(dataset, tmp_path / "cut", recipe, say)
+    state = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4
+    again = train_proxy(dataset, tmp_path / "cut", recipe, say)  # nothing left to do
+    for a, b in zip(whole.state_dict().values(), again.state_dict().values()):
+        torch.testing.assert_close(a, b)
+    loaded, images = load_proxy(tmp_path / "whole"), torch.rand(1, 3, 64, 64) * 2 - 1
+    torch.testing.assert_close(loaded(images).logits, whole.eval()(images).logits, atol=2e-2, rtol=2e-2)  # stored in fp16
+
+
+def test_generator_trains_saves_and_loads(dataset, tmp_path):
+    generator = train_generator(dataset, tmp_path, Training(2, batch_size=2), lambda line: None, channels=(32, 32), layers=1)
+    loaded = load_generator(tmp_path)
+    assert loaded.unet.dtype == torch.float32 and loaded.scheduler.config.prediction_type == "v_prediction"
+    for a, b in zip(generator.unet.parameters(), loaded.unet.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("load", [load_generator, load_proxy])
+def test_missing_weights_say_how_to_get_them(load, tmp_path):
+    with pytest.raises(D3S2Error, match="d3s2 prepare"):
+        load(tmp_path)
+
+
+def test_saving_in_half_precision_leaves_the_model_alone(tmp_path):
+    proxy = ProxySegmenter(3, channels=(8, 8))
+    before = [p.clone() for p in proxy.parameters()]
+    save_half(proxy, tmp_path)
+    assert all(torch.equal(a, b) and b.dtype == torch.float32 for a, b in zip(before, proxy.parameters()))
