@@ -78,13 +78,13 @@ class Coverage:
 
 
 def budget_size(budget: float | int, total: int) -> int:
-    """Number of masks: a float in (0, 1] is a share of `total` (rounded, at least 1), an int is a count.
+    """Number of masks: a float in (0, 1] is a share of `total` (rounded, at least 1), all else is a count.
 
-    Raises D3S2Error for 0, a negative number, NaN, a share above 1 and a count above `total`.
+    Raises D3S2Error for 0, a negative number, NaN, a count that is not whole and a count above `total`.
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float, np.integer, np.floating)):
         raise D3S2Error(f"budget is {budget!r}: give a share such as 0.01 or a number of masks such as 40.")
-    if isinstance(budget, (int, np.integer)):
+    if isinstance(budget, (int, np.integer)) or (budget > 1 and float(budget).is_integer()):
         if not 0 < budget <= total:
             raise D3S2Error(f"budget is {budget} masks: give 1 to {total}, the size of the training set.")
         return int(budget)

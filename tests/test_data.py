@@ -280,7 +280,7 @@ def test_open_splits_draws_scenes_once(home: Path) -> None:
     assert (len(train), len(val), train.name, train.split, val.split) == (5, 2, "scenes", "train", "val")
     stamp = train.image_paths[0].stat().st_mtime_ns
     again, _ = open_splits(Wanted(), progress=False)
-    assert again == train or again.fingerprint() == train.fingerprint()
+    assert again == train and again.fingerprint() == train.fingerprint()
     assert again.image_paths[0].stat().st_mtime_ns == stamp
     more, _ = open_splits(Wanted(train_images=6), progress=False)
     assert len(more) == 6 and more.image_paths[0].parent != train.image_paths[0].parent

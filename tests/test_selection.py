@@ -156,10 +156,10 @@ def test_class_weights() -> None:
 
 
 def test_budget_size() -> None:
-    assert [budget_size(b, 4000) for b in (0.01, 1.0, 0.00001, 40, 4000)] == [40, 4000, 1, 40, 4000]
+    assert [budget_size(b, 4000) for b in (0.01, 1.0, 0.00001, 40, 40.0, 4000)] == [40, 4000, 1, 40, 40, 4000]
     assert budget_size(0.01, 20_210) == 202 and budget_size(0.01, 118_287) == 1183
     assert budget_size(np.float64(0.05), 367) == 18 and budget_size(np.int64(3), 9) == 3
-    for wrong in (0, 0.0, -1, -0.1, 1.5, 4001, float("nan"), float("inf"), True, "1"):
+    for wrong in (0, 0.0, -1, -0.1, 1.5, 4001, 4001.0, float("nan"), float("inf"), True, "1"):
         with pytest.raises(D3S2Error, match="budget is"):
             budget_size(wrong, 4000)
 

@@ -32,20 +32,12 @@ class ClassInfo:
 class MaskCode:
     """How mask files write the classes: `to_train[id]` and `colors[rgb]` give train ids, or IGNORE.
 
-    to_train: int16[256], -1 for an id that stands for nothing; colors: {(r, g, b): train id} for RGB masks.
+    to_train: 256 entries, -1 for an id that stands for nothing; colors: {(r, g, b): train id} for RGB masks.
     """
 
-    to_train: np.ndarray
+    to_train: tuple[int, ...]
     colors: dict[tuple[int, int, int], int]
     source: str
-
-    @staticmethod
-    def plain(num_classes: int, source: str = "the class list") -> MaskCode:
-        """Ids 0 .. C-1 as they are, 255 = ignore, no colours."""
-        table = np.full(256, -1, np.int16)
-        table[:num_classes] = np.arange(num_classes)
-        table[IGNORE] = IGNORE
-        return MaskCode(table, {}, source)
 
 
 @dataclass(frozen=True)
@@ -128,7 +120,7 @@ class SegmentationDataset:
 
         Files above 64 KiB count with their length, their first and their last 32 KiB, so that it stays quick.
         """
-        facts = (self.classes, self.size, self.ids, self.code.to_train.tolist())
+        facts = (self.classes, self.size, self.ids, self.code.to_train)
         digest = hashlib.sha256(repr(facts).encode())
         for path in (*self.image_paths, *self.label_paths):
             digest.update(_file_token(path))
@@ -182,7 +174,7 @@ def _pixel_format(path: Path, image: Image.Image, kind: str) -> str:
 
 
 def _from_ids(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
-    labels = code.to_train[raw]
+    labels = np.array(code.to_train, dtype=np.int16)[raw]
     if (labels < 0).any():
         wrong = sorted({int(value) for value in raw[labels < 0]})
         raise D3S2Error(

@@ -111,7 +111,7 @@ def read_classes(path: Path) -> tuple[tuple[ClassInfo, ...], MaskCode]:
         raise D3S2Error(
             f"{path} lacks the column {missing[0]!r}: its header must be {','.join(CLASS_HEADER)}."
         )
-    to_train, colors, classes = np.full(256, -1, np.int16), {}, []
+    to_train, colors, classes = [-1] * 256, {}, []
     to_train[IGNORE] = IGNORE
     for line, row in enumerate(rows, start=2):
         number, name, color = _class_row(path, line, row)
@@ -127,7 +127,7 @@ def read_classes(path: Path) -> tuple[tuple[ClassInfo, ...], MaskCode]:
             classes.append(ClassInfo(name, color))
     if not classes:
         raise D3S2Error(f"{path} lists no class: add a line for each, as in '0,sky,70,130,180'.")
-    return tuple(classes), MaskCode(to_train, colors, path.name)
+    return tuple(classes), MaskCode(tuple(to_train), colors, path.name)
 
 
 def scenes_classes() -> tuple[ClassInfo, ...]:
@@ -167,9 +167,9 @@ def _class_row(path: Path, line: int, row: dict[str, str]) -> tuple[int, str, tu
 
 
 def _camvid_code() -> MaskCode:
-    plain = MaskCode.plain(len(CAMVID_CLASSES), "CamVid's list of 11 classes and void")
-    plain.to_train[_CAMVID_VOID] = IGNORE
-    return plain
+    table = [*range(len(CAMVID_CLASSES)), *[-1] * (256 - len(CAMVID_CLASSES))]
+    table[_CAMVID_VOID] = table[IGNORE] = IGNORE
+    return MaskCode(tuple(table), {}, "CamVid's list of 11 classes and void")
 
 
 def _pairs(images: Path, labels: Path) -> tuple[tuple[str, ...], tuple[Path, ...], tuple[Path, ...]]:
