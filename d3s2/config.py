@@ -41,6 +41,10 @@ class Settings:
     threads: int = _parameter(int, "CPU threads; 0 = all cores", 0, 1024, "threads")
     device: str = _parameter(str, "where networks run", choices=("auto", "cpu", "cuda"))
     jobs: int = _parameter(int, "trainings side by side; 0 = one a core", 0, 1024, "processes")
+    proxy_iterations: int = _parameter(
+        int, "training iterations of the proxy, for data without shipped weights", 1, 10**6, "iterations")
+    generator_iterations: int = _parameter(
+        int, "training iterations of the generator, for data without shipped weights", 1, 10**6, "iterations")
     feature_images: int = _parameter(int, "training images for the feature statistics; 0 = all", 0, None, "images")
     budget: float = _parameter(float, "size of the distilled set: share of the images (up to 1) or their number", 0)
     beta: float = _parameter(float, "how strongly rare classes weigh in the selection; 0 = not at all", 0, 4)
@@ -81,16 +85,18 @@ _SCENES: dict[str, Any] = {
     "threads": 0,
     "device": "auto",
     "jobs": 0,
+    "proxy_iterations": 1500,
+    "generator_iterations": 3000,
     "feature_images": 0,
     "budget": 0.01,
     "beta": 0.5,
     "delta": 1.0,
     "presence_threshold": 0.02,
     "steps": 50,
-    "cfg_scale": 2.0,
-    "lambda_seg": 1.0,
-    "lambda_feat": 1.0,
-    "window_start": 0.2,
+    "cfg_scale": 1.0,
+    "lambda_seg": 0.1,
+    "lambda_feat": 0.1,
+    "window_start": 0.1,
     "window_end": 0.8,
     "jacobian": "detach",
     "sampling_batch": 8,

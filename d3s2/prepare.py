@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -25,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .artifacts import Stage, digest, sha256, write_json
+from .config import Settings, weights_folder
 from .data import SegmentationDataset, open_dataset
 from .data.base import IGNORE
 from .errors import D3S2Error
@@ -184,11 +184,46 @@ def train_generator(dataset: SegmentationDataset, out: Path, recipe: Recipe, rep
     return generator
 
 
-def write_provenance(folder: Path, command: str) -> None:
-    """Write `weights.json`: the command, and bytes and SHA-256 of every weight file under `folder`."""
-    files = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
-             for p in sorted(folder.rglob("*.safetensors"))}
-    (folder / "weights.json").write_text(json.dumps({"command": command, "torch": torch.__version__, "files": files}, indent=1) + "\n")
+def ensure_weights(settings: Settings, dataset: SegmentationDataset, report: Callable[[str], None] = print) -> Path:
+    """The folder with `proxy/` and `generator/` for a run: the embedded one for scenes, else trained here on first use.
+
+    A killed training goes on from its last checkpoint. Raises D3S2Error when the embedded weights are missing.
+    """
+    folder = weights_folder(settings)
+    if settings.data_format == "scenes":
+        weights_digest(folder)
+        return folder
+    stage = Stage(settings.run_dir, "weights", settings.subset("seed", "proxy_iterations", "generator_iterations"),
+                  modules=["d3s2.prepare"], external={"dataset": dataset.fingerprint()})
+    if stage.is_current():
+        return folder
+    from . import environment
+    stage.begin()
+    device = environment.pick_device(settings.device)
+    for name, train, iterations, rate in (("proxy", train_proxy, settings.proxy_iterations, 2e-3),
+                                          ("generator", train_generator, settings.generator_iterations, 4e-4)):
+        recipe = Recipe(iterations, batch_size=8, learning_rate=rate, seed=settings.seed, device=device)
+        train(dataset, folder / name, recipe, lambda line, name=name: report(f"{name}: {line}"))
+    for checkpoint in folder.glob("*/checkpoint.pt"):
+        checkpoint.unlink()
+    stage.finish()
+    return folder
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the hashes of all weight files, for the manifests of what was made with them."""
+    files = sorted(folder.rglob("*.safetensors"))
+    if len(files) < 2:
+        raise D3S2Error(f"{folder} holds {len(files)} weight files, the proxy's and the generator's are needed: install "
+                        "d3s2 from a complete checkout, or train them with `python -m d3s2.prepare`.")
+    return digest({path.relative_to(folder).as_posix(): sha256(path) for path in files})
+
+
+def write_provenance(folder: Path, commands: list[str]) -> None:
+    """Write `weights.json`: the commands, and bytes and SHA-256 of every weight file under `folder`."""
+    files = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+             for path in sorted(folder.rglob("*.safetensors"))}
+    write_json(folder / "weights.json", {"commands": commands, "torch": torch.__version__, "files": files})
 
 
 def main(arguments: list[str] | None = None) -> None:
