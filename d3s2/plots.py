@@ -243,6 +243,22 @@ def heat_row(arrays: Sequence[np.ndarray], titles: Sequence[str], limit: float |
     return figure
 
 
+def image_rows(rows: Mapping[str, np.ndarray], titles: Sequence[str] | None = None) -> Figure:
+    """Named rows of equally many images, uint8[N, H, W, 3] each; the name stands at the left."""
+    stacks = list(rows.values())
+    count, height, width = stacks[0].shape[:3]
+    figure, axes = new_figure(8.8, 7.6 / count * height / width * len(rows) + 0.3, len(rows), count)
+    for line, (name, stack) in zip(axes, rows.items(), strict=True):
+        for cell, image in zip(line, stack, strict=True):
+            cell.imshow(image, interpolation="nearest")
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=INK)
+    for cell, title in zip(axes[0], titles or []):
+        cell.set_title(title, fontsize=8, color=INK)
+    return figure
+
+
 def _stack(image: np.ndarray, below: np.ndarray) -> np.ndarray:
     gap = np.full((max(1, len(image) // 48), image.shape[1], 3), 255, np.uint8)
     return np.concatenate([image, gap, below])
