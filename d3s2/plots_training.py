@@ -1,0 +1,164 @@
+"""Pictures of chapter 04. As in `plots`: arrays in, a Figure out, nothing shown or saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from .plots import INK, colorize, new_figure, series_color, style
+
+
+def image_rows(rows: Mapping[str, Sequence[np.ndarray]], height: float = 0.95) -> Figure:
+    """One row of pictures (uint8[H, W, 3]) per name. height: inches of a row."""
+    columns = max(len(pictures) for pictures in rows.values())
+    figure, axes = new_figure(8.8, height * len(rows), len(rows), columns)
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for cell in line:
+            cell.axis("off")
+        for cell, picture in zip(line, pictures, strict=False):
+            cell.imshow(picture, interpolation="nearest")
+        line[0].text(
+            -0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8, color=INK
+        )
+    return figure
+
+
+def matching_matrix(
+    cost: np.ndarray,
+    pairs: Sequence[tuple[int, int]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+) -> Figure:
+    """A cost matrix float[Q, G] with its numbers; the matched (row, column) pairs are framed."""
+    figure, axes = new_figure(1.6 + 0.75 * len(columns), 0.8 + 0.32 * len(rows))
+    cell = axes[0, 0]
+    cell.imshow(cost, cmap="YlGnBu_r", aspect="auto")
+    middle = (cost.min() + cost.max()) / 2
+    for (row, column), value in np.ndenumerate(cost):
+        color = "white" if value < middle else INK
+        cell.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
+    for row, column in pairs:
+        frame = cell.add_patch(_frame(column - 0.5, row - 0.5))
+        frame.set_clip_on(False)
+    cell.set_xticks(range(len(columns)), columns, fontsize=8)
+    cell.set_yticks(range(len(rows)), rows, fontsize=8)
+    cell.set_title(title, fontsize=9, color=INK, loc="left")
+    return figure
+
+
+def query_masks(image: np.ndarray, masks: np.ndarray, titles: Sequence[str], columns: int = 6) -> Figure:
+    """An image uint8[H, W, 3] and what some queries claim of it. masks: float[Q, H, W] in [0, 1]."""
+    count = len(masks) + 1
+    rows = -(-count // columns)
+    figure, axes = new_figure(
+        8.8, rows * (8.6 / columns * image.shape[0] / image.shape[1] + 0.25), rows, columns
+    )
+    for cell in axes.flat:
+        cell.axis("off")
+    axes.flat[0].imshow(image, interpolation="nearest")
+    axes.flat[0].set_title("image", fontsize=8, color=INK, pad=3)
+    for cell, mask, title in zip(axes.flat[1:], masks, titles, strict=False):
+        cell.imshow(mask, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+        cell.set_title(title, fontsize=8, color=INK, pad=3)
+    return figure
+
+
+def loss_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]]) -> Figure:
+    """Training loss against iterations. curves[set]: one list of (iteration, loss) per training."""
+    figure, axes = new_figure(6.6, 3.0)
+    cell = style(axes[0, 0], "iteration", "training loss", "Loss on each set's own images")
+    for name, trainings in curves.items():
+        for number, curve in enumerate(trainings):
+            steps, losses = np.array(curve).T
+            cell.plot(steps, losses, color=series_color(name), linewidth=1.1, label=None if number else name)
+    cell.set_ylim(bottom=0)
+    cell.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def prediction_grid(
+    images: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    predictions: Mapping[str, Sequence[np.ndarray]],
+    palette: np.ndarray,
+) -> Figure:
+    """A row per image: the image, its true labels, and what the net of each training set says."""
+    names = ["image", "truth", *predictions]
+    ratio = images[0].shape[0] / images[0].shape[1]
+    figure, axes = new_figure(8.8, len(images) * 8.6 / len(names) * ratio + 0.3, len(images), len(names))
+    for row, line in enumerate(axes):
+        tiles = [images[row], colorize(truths[row], palette)]
+        tiles += [colorize(labels[row], palette) for labels in predictions.values()]
+        for cell, tile, name in zip(line, tiles, names, strict=True):
+            cell.axis("off")
+            cell.imshow(tile, interpolation="nearest")
+            if row == 0:
+                cell.set_title(name, fontsize=9, color=INK, pad=3)
+    return figure
+
+
+def iou_by_rarity(
+    values: Mapping[str, Sequence[float | None]], shares: np.ndarray, names: Sequence[str]
+) -> Figure:
+    """IoU of each class for each training set; the classes in order of their pixel share, rarest last."""
+    order = np.argsort(-np.asarray(shares), kind="stable")
+    figure, axes = new_figure(8.8, 3.6)
+    cell = style(axes[0, 0], ylabel="IoU (%)")
+    cell.grid(axis="x", visible=False)
+    width = 0.84 / len(values)
+    for number, (name, heights) in enumerate(values.items()):
+        bars = np.array([np.nan if height is None else height for height in heights], float)[order]
+        place = np.arange(len(order)) + (number - (len(values) - 1) / 2) * width
+        cell.bar(place, bars, width, color=series_color(name), label=name)
+    labels = [f"{names[c]}\n{100 * shares[c]:.2g} %" for c in order]
+    cell.set_xticks(range(len(order)), labels, rotation=90, fontsize=8)
+    cell.set_ylim(0, 100)
+    cell.legend(frameon=False, fontsize=8, ncols=len(values), loc="upper right")
+    return figure
+
+
+def score_dots(scores: Mapping[str, Sequence[float]]) -> Figure:
+    """mIoU of every training as a dot, the mean of each set as a line."""
+    figure, axes = new_figure(6.6, 0.6 + 0.42 * len(scores))
+    cell = style(axes[0, 0], "validation mIoU (%)")
+    cell.grid(axis="y", visible=False)
+    for place, (name, values) in enumerate(scores.items()):
+        cell.plot(values, [place] * len(values), "o", color=series_color(name), alpha=0.85)
+        mean = float(np.mean(values))
+        cell.plot([mean, mean], [place - 0.3, place + 0.3], color=series_color(name), linewidth=2)
+        cell.annotate(
+            f"{mean:.1f}",
+            (max(values), place),
+            xytext=(8, -3),
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
+        )
+    cell.set_yticks(range(len(scores)), list(scores), fontsize=9)
+    cell.set_ylim(len(scores) - 0.5, -0.5)
+    cell.margins(x=0.12)
+    return figure
+
+
+def convergence(curve: Sequence[tuple[int, float]], points: Mapping[str, tuple[int, float]]) -> Figure:
+    """mIoU of the full data against training length (one training per length), and single points to compare with."""
+    figure, axes = new_figure(6.6, 3.2)
+    cell = style(axes[0, 0], "training iterations (log scale)", "validation mIoU (%)")
+    cell.set_xscale("log")
+    steps, scores = np.array(curve, float).T
+    cell.plot(steps, scores, "o-", color=series_color("full"), label="all real images")
+    cell.set_xticks(steps, [f"{int(step):,}" for step in steps])
+    cell.minorticks_off()
+    for name, (step, score) in points.items():
+        cell.plot([step], [score], "D", color=series_color(name), label=f"{name}, {step:,} iterations")
+        cell.axhline(score, color=series_color(name), linewidth=0.8, linestyle=":")
+    cell.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _frame(x: float, y: float) -> Rectangle:
+    return Rectangle((x, y), 1, 1, fill=False, edgecolor="#d1495b", linewidth=2)

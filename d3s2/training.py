@@ -1,0 +1,290 @@
+"""Chapter 04: train Mask2Former on a training set, evaluate it, several side by side.
+
+One training is one process with one core of its own: two multi-threaded trainings on the same cores slow each
+other down many times. A finished training leaves `result.json`, `model.safetensors` and `predictions.npz` in its
+folder and is not repeated; a killed one leaves only logs, and starts again. On one machine the same job gives the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .artifacts import atomic_path, digest, read_json, sha256, write_json, write_npz
+from .data.base import SegmentationDataset
+from .data.formats import open_dataset
+from .errors import D3S2Error
+
+PACKAGE = Path(__file__).parent
+RESULT, WEIGHTS, PREDICTIONS = "result.json", "model.safetensors", "predictions.npz"
+DECIDES = ("mask2former", "mmseg_parts", "mmcv_ops")  # modules whose source decides the result of a training
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything that decides one training.
+
+    train_root, val_root: folder-format data; train_ids, val_ids: the images of the split that count, None = all;
+    size: (H, W) of the images; device: "cpu" or "cuda"; work_dir: where the results go (decides nothing else).
+    """
+
+    name: str
+    train_root: str
+    val_root: str
+    num_classes: int
+    work_dir: str
+    train_ids: tuple[str, ...] | None = None
+    val_ids: tuple[str, ...] | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    iterations: int = 600
+    batch_size: int = 8
+    seed: int = 0
+    size: tuple[int, int] = (64, 64)
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training gave: mIoU and IoU per class in percent (NaN: a class neither in the validation images nor
+    predicted), the loss curve as (iteration, mean loss of the last ten), and what it cost."""
+
+    name: str
+    miou: float
+    per_class_iou: tuple[float, ...]
+    curve: tuple[tuple[int, float], ...]
+    parameters: int
+    train_images: int
+    iterations: int
+    seed: int
+    key: str
+    cost: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock of training and evaluation, without imports."""
+        return self.cost.get("seconds", math.nan)
+
+
+def open_split(
+    root: str | Path, split: str, ids: Sequence[str] | None, size: Sequence[int] | None
+) -> SegmentationDataset:
+    """The images of a folder-format split that the ids name (None = all), in that order.
+
+    Raises D3S2Error for an id that the split does not have.
+    """
+    dataset = open_dataset("folder", root, split, tuple(size) if size is not None else None)
+    if ids is None:
+        return dataset
+    place = {name: index for index, name in enumerate(dataset.ids)}
+    unknown = [name for name in ids if name not in place]
+    if unknown:
+        raise D3S2Error(
+            f"image {unknown[0]!r} is not in {Path(root) / split} ({len(unknown)} such): select again."
+        )
+    return dataset.subset([place[name] for name in ids])
+
+
+def job_key(job: TrainingJob) -> str:
+    """sha256 over what decides the result: the job, the files of both splits, and the source of what trains.
+
+    Raises D3S2Error for sizes and numbers that cannot be trained with, and for everything `open_split` finds.
+    """
+    if min(job.iterations, job.batch_size, job.num_classes) < 1 or min(job.size) < 16:
+        raise D3S2Error(
+            f"training {job.name!r}: iterations {job.iterations}, batch_size {job.batch_size}, classes "
+            f"{job.num_classes} must be at least 1, and the size {job.size} at least (16, 16)."
+        )
+    if job.device not in ("cpu", "cuda"):
+        raise D3S2Error(f"training {job.name!r}: device {job.device!r} is unknown, use 'cpu' or 'cuda'.")
+    settings = {
+        name: value
+        for name, value in asdict(job).items()
+        if name not in ("name", "work_dir", "train_root", "val_root")
+    }
+    prints = [
+        open_split(root, split, ids, job.size).fingerprint()
+        for root, split, ids in (
+            (job.train_root, job.train_split, job.train_ids),
+            (job.val_root, job.val_split, job.val_ids),
+        )
+    ]
+    return digest(
+        {"job": settings, "data": prints, "code": [sha256(PACKAGE / f"{name}.py") for name in DECIDES]}
+    )
+
+
+# ------------------------------------------------------------------------------------ one training, in here
+def train(job: TrainingJob) -> TrainingResult:
+    """Train and evaluate in this process with mmengine's Runner; writes the files named in the module's text.
+
+    Prefer `train_all` in notebooks: the Runner logs hundreds of lines and keeps the threads it finds.
+    """
+    from . import mask2former  # imports mmseg: some seconds
+
+    key, folder, start = job_key(job), Path(job.work_dir), time.perf_counter()
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    runner = mask2former.build_runner(job)
+    runner.train()  # its loop ends with one evaluation
+    metric, progress = runner.val_evaluator.metrics[0], mask2former.progress_hook(runner)
+    result = {
+        "name": job.name,
+        "miou": 100 * float(np.nanmean(metric.per_class)),
+        "curve": progress.curve,
+        "per_class_iou": [None if math.isnan(value) else 100 * value for value in metric.per_class],
+        "parameters": sum(weight.numel() for weight in runner.model.parameters()),
+        "train_images": len(runner.train_dataloader.dataset),
+        "iterations": job.iterations,
+        "seed": job.seed,
+        "key": key,
+    }
+    with atomic_path(folder / WEIGHTS) as temporary:
+        mask2former.save_weights(runner.model, temporary)
+    write_npz(folder / PREDICTIONS, labels=np.stack(metric.predictions))
+    write_json(
+        folder / "logs" / "cost.json",
+        {"seconds": time.perf_counter() - start, "peak_memory_mb": mask2former.peak_memory_mb()},
+    )
+    write_json(folder / RESULT, result)
+    return read_result(folder)
+
+
+def read_result(folder: str | Path) -> TrainingResult:
+    """The result of a finished training. Raises D3S2Error when there is none."""
+    folder = Path(folder)
+    if not (folder / RESULT).is_file():
+        raise D3S2Error(f"no finished training in {folder}: run notebook 04 first.")
+    found = read_json(folder / RESULT)
+    found["per_class_iou"] = tuple(math.nan if value is None else value for value in found["per_class_iou"])
+    found["curve"] = tuple((int(step), float(loss)) for step, loss in found["curve"])
+    cost = folder / "logs" / "cost.json"
+    return TrainingResult(**found, cost=read_json(cost) if cost.is_file() else {})
+
+
+# ------------------------------------------------------------------------------- several trainings, in others
+def train_all(
+    jobs: Sequence[TrainingJob], parallel: int = 0, progress: Callable[[str], None] | None = print
+) -> list[TrainingResult]:
+    """Run trainings side by side, each in a process and on a core of its own; finished ones are only read.
+
+    parallel: how many at once, 0 = one per core this process may use (on "cuda": one after the other).
+    progress: called with a line when a training starts a new quarter or ends; None for silence.
+    Raises D3S2Error with the end of the log when a training fails; the others are stopped then.
+    """
+    folders = [Path(job.work_dir).resolve() for job in jobs]
+    if len(set(folders)) < len(folders):
+        raise D3S2Error("two trainings share a work_dir: give each one its own.")
+    cores = (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
+    at_once = min(parallel or len(cores), len(cores)) if all(job.device == "cpu" for job in jobs) else 1
+    keys = [job_key(job) for job in jobs]  # which also finds bad jobs before any training starts
+    waiting = [job for job, key in zip(jobs, keys, strict=True) if not _is_finished(job, key)]
+    running: dict[int, _Child] = {}
+    try:
+        while waiting or running:
+            for core in cores[:at_once]:
+                if core not in running and waiting:
+                    running[core] = _Child(waiting.pop(0), core, progress)
+            for core in [core for core, child in running.items() if child.is_done()]:
+                running.pop(core)
+            time.sleep(0.2)
+    finally:
+        for child in running.values():
+            child.stop()
+    return [read_result(folder) for folder in folders]
+
+
+def _is_finished(job: TrainingJob, key: str) -> bool:
+    path = Path(job.work_dir) / RESULT
+    return path.is_file() and read_json(path).get("key") == key
+
+
+class _Child:
+    """A training in another process: `python -m d3s2.training <job.json> <core>`, output in logs/train.log."""
+
+    def __init__(self, job: TrainingJob, core: int, progress: Callable[[str], None] | None):
+        self.job, self.progress, self.quarter = job, progress, 0
+        self.folder = Path(job.work_dir)
+        logs = self.folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / "progress.json").unlink(missing_ok=True)
+        (self.folder / RESULT).unlink(missing_ok=True)
+        write_json(logs / "job.json", asdict(job))
+        environment = dict(os.environ, PYTHONWARNINGS="ignore")
+        if job.device == "cpu":
+            environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+        self.log = open(logs / "train.log", "wb")  # noqa: SIM115 - closed when the process has ended
+        command = [sys.executable, "-m", "d3s2.training", str(logs / "job.json"), str(core)]
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])]
+        )
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, env=environment
+        )
+
+    def is_done(self) -> bool:
+        """Report progress; True when the training has ended well. Raises D3S2Error when it has failed."""
+        code = self.process.poll()
+        if code is None:
+            self._report()
+            return False
+        self.log.close()
+        if code != 0 or not (self.folder / RESULT).is_file():
+            raise D3S2Error(
+                f"training {self.job.name!r} failed (exit code {code}). The end of {self.log.name}:\n{self._tail()}"
+            )
+        if self.progress:
+            result = read_result(self.folder)
+            self.progress(f"{self.job.name}: done, mIoU {result.miou:.1f} in {result.seconds:.0f} s")
+        return True
+
+    def stop(self) -> None:
+        """End the process, and wait until it has ended."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
+        self.log.close()
+
+    def _report(self) -> None:
+        try:
+            state = json.loads((self.folder / "logs" / "progress.json").read_text())
+        except (OSError, ValueError):
+            return
+        quarter = 4 * state["iteration"] // self.job.iterations
+        if self.progress and self.quarter < quarter < 4:
+            self.quarter = quarter
+            self.progress(
+                f"{self.job.name}: {state['iteration']} of {self.job.iterations} iterations, loss {state['loss']:.1f}"
+            )
+
+    def _tail(self, lines: int = 12) -> str:
+        return "\n".join(Path(self.log.name).read_text(errors="replace").splitlines()[-lines:])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The child: `python -m d3s2.training <job.json> <core>`. Anything that goes wrong ends up in its log."""
+    settings = read_json(arguments[0])
+    for name in ("size", "train_ids", "val_ids"):
+        settings[name] = None if settings[name] is None else tuple(settings[name])
+    job = TrainingJob(**settings)
+    if job.device == "cpu" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(arguments[1])})
+    train(job)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
