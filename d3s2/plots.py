@@ -37,7 +37,7 @@ class Picture(Figure):
     def _repr_png_(self) -> bytes:
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", metadata={"Software": None})
-        Image.open(drawn).convert("RGB").save(small, format="PNG", optimize=True)
+        _reduce_colors(Image.open(drawn).convert("RGB")).save(small, format="PNG", optimize=True)
         return small.getvalue()
 
 
@@ -243,20 +243,41 @@ def heat_row(arrays: Sequence[np.ndarray], titles: Sequence[str], limit: float |
     return figure
 
 
-def image_rows(rows: Mapping[str, np.ndarray], titles: Sequence[str] | None = None) -> Figure:
-    """Named rows of equally many images, uint8[N, H, W, 3] each; the name stands at the left."""
-    stacks = list(rows.values())
-    count, height, width = stacks[0].shape[:3]
-    figure, axes = new_figure(8.8, 7.6 / count * height / width * len(rows) + 0.3, len(rows), count)
-    for line, (name, stack) in zip(axes, rows.items(), strict=True):
-        for cell, image in zip(line, stack, strict=True):
-            cell.imshow(image, interpolation="nearest")
-            cell.set(xticks=[], yticks=[])
-            cell.spines[:].set_visible(False)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=INK)
-    for cell, title in zip(axes[0], titles or []):
-        cell.set_title(title, fontsize=8, color=INK)
+def image_rows(rows: Mapping[str, np.ndarray]) -> Figure:
+    """Named rows of equally many images, uint8[N, H, W, 3] each; the name stands at the left.
+
+    Drawn in whole screen pixels per image pixel, so that nothing is resampled: sharper, and half the bytes.
+    """
+    count, height, width = next(iter(rows.values())).shape[:3]
+    zoom, margin, gap = max(1, 780 // (count * width)), 110, 4
+    right, down = width * zoom + gap, height * zoom + gap
+    figure = Picture(figsize=((margin + count * right) / DPI, len(rows) * down / DPI), dpi=DPI)
+    for line, (name, stack) in enumerate(rows.items()):
+        bottom = (len(rows) - 1 - line) * down
+        figure.text(margin - 8, bottom + down / 2, name, transform=None, ha="right", va="center", fontsize=8, color=INK)
+        for column, image in enumerate(stack):
+            figure.figimage(image.repeat(zoom, 0).repeat(zoom, 1), margin + column * right, bottom, origin="upper")
     return figure
+
+
+def _reduce_colors(image: Image.Image) -> Image.Image:
+    """256 well-chosen colours: a third of the bytes, so that the committed notebooks stay small."""
+    return image.quantize(256, dither=Image.Dither.NONE)
+
+
+def _reduce_colors(picture: Image.Image) -> Image.Image:
+    """256 colours: a quarter of the bytes. The 64 most frequent stay exact, so flat class colours never blend."""
+    packed = np.asarray(picture).astype(np.int64) @ [65536, 256, 1]
+    colors, place, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    flat = np.argsort(-counts, kind="stable")[:64]
+    kept = np.stack([colors[flat] >> 16, colors[flat] >> 8 & 255, colors[flat] & 255], axis=1).astype(np.uint8)
+    others = picture.quantize(192, method=Image.Quantize.MEDIANCUT, kmeans=3)
+    index = np.full(len(colors), -1)
+    index[flat] = np.arange(len(flat)) + 192
+    index = index[place.reshape(packed.shape)]
+    reduced = Image.fromarray(np.where(index >= 0, index, np.asarray(others)).astype(np.uint8))
+    reduced.putpalette(bytes(others.getpalette() or []).ljust(3 * 192, b"\0") + kept.tobytes())
+    return reduced
 
 
 def _stack(image: np.ndarray, below: np.ndarray) -> np.ndarray:
