@@ -37,7 +37,11 @@ class Picture(Figure):
     def _repr_png_(self) -> bytes:
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", metadata={"Software": None})
-        _reduce_colors(Image.open(drawn).convert("RGB")).save(small, format="PNG", optimize=True)
+        picture = Image.open(drawn).convert("RGB")
+        picture.save(small, format="PNG", optimize=True)
+        if small.tell() > 40_000:  # photographs
+            small = io.BytesIO()
+            _reduce_colors(picture).save(small, format="PNG", optimize=True)
         return small.getvalue()
 
 
