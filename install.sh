@@ -57,6 +57,5 @@ rm -f "$stamp"
     fail "$python cannot make virtual environments: install its venv module (on Debian: python3.11-venv). $(tail -n 1 "$log")"
 "$venv/bin/python" -m pip install --disable-pip-version-check -r requirements.in -e . -c constraints.txt \
     >>"$log" 2>&1 || explain
-"$venv/bin/python" -m compileall -q "$venv/lib" >/dev/null 2>&1 || true
 printf '%s %s' "$pins" "$(pwd)" >"$stamp"
 echo "d3s2: installed."

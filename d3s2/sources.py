@@ -33,6 +33,11 @@ def code_version(*modules: str) -> str:
     return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
 
 
+def is_module(name: str) -> bool:
+    """True when `name`, in full, is a module or package inside d3s2."""
+    return name.startswith("d3s2.") and _source_file(name) is not None
+
+
 def _source_file(module: str) -> Path | None:
     base = PACKAGE.joinpath(*module.split(".")[1:])
     for path in (base.with_suffix(".py"), base / "__init__.py"):
@@ -52,6 +57,5 @@ def _imports(module: str, tree: ast.AST, is_package: bool) -> list[str]:
             base = here[: len(here) - node.level + 1] if node.level else []
             parent = ".".join([*base, *([node.module] if node.module else [])])
             names |= {parent, *(f"{parent}.{alias.name}" for alias in node.names)}
-    own = {name for name in names if name.split(".")[0] == "d3s2"}
-    parents = {".".join(name.split(".")[:depth]) for name in own for depth in range(2, name.count(".") + 1)}
-    return sorted(name for name in own | parents if _source_file(name))
+    parents = {".".join(name.split(".")[:depth]) for name in names for depth in range(2, name.count(".") + 1)}
+    return sorted(name for name in names | parents if is_module(name))

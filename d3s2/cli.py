@@ -1,0 +1,138 @@
+"""The command line: `d3s2 run`, `d3s2 check`, `d3s2 results`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from pathlib import Path
+from typing import Any
+
+from d3s2 import __version__, config
+from d3s2.errors import D3S2Error
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (a notebook or a check failed), 2 (bad input), 130 (Ctrl-C)."""
+    from d3s2.runner import NotebookFailed
+
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except NotebookFailed as error:
+        print(f"d3s2: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except D3S2Error as error:
+        print(f"d3s2: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("d3s2: The disk is full: free some space, then run the same again.", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("\nd3s2: stopped. The same command goes on from here.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="d3s2", description="Dataset distillation for semantic segmentation.")
+    parser.add_argument("--version", action="version", version=f"d3s2 {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = commands.add_parser("run", help="execute the notebooks that are not up to date, in order")
+    _add_parameters(run)
+    run.add_argument("--from", dest="first", type=_number, metavar="NN", help="execute notebook NN and all after it")
+    run.add_argument("--until", dest="last", type=_number, metavar="NN", help="stop after notebook NN")
+    run.add_argument("--force", action="store_true", help="execute all and make every artefact anew")
+    run.add_argument("--notebooks", type=Path, help="another folder of notebooks NN_name.ipynb")
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", help="say what is installed, and what of the data and weights is missing")
+    _add_parameters(check)
+    check.set_defaults(command=_check)
+
+    results = commands.add_parser("results", help="print the result table of a finished run")
+    _add_parameters(results)
+    results.set_defaults(command=_results)
+
+    publish = commands.add_parser("publish", help="put a run's executed notebooks into notebooks/, fit to commit")
+    publish.add_argument("run_dir", type=Path)
+    publish.add_argument("--to", type=Path, help="another folder")
+    publish.set_defaults(command=_publish)
+    return parser
+
+
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", choices=list(config.PROFILES), default="scenes", help="default: scenes")
+    parser.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE",
+                        help="set a notebook parameter; may be repeated")  # fmt: skip
+    parser.add_argument("--run-dir", help="folder of the run; default: runs/<profile>")
+
+
+def _number(text: str) -> int:
+    """A notebook's number: 3, 03, 03_guided_sampling or its file name."""
+    try:
+        return int(Path(text).name[:2])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no notebook number such as 03") from None
+
+
+def parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """What was set on the command line, as typed values. Raises D3S2Error naming what is wrong with it."""
+    names: dict[str, Any] = {"profile": options.profile}
+    for text in options.parameters:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise D3S2Error(f"-p {text} has no value: write -p {text}=VALUE.")
+        names[name] = config.parse(name, value)
+    if options.run_dir is not None:
+        names["run_dir"] = options.run_dir
+    return names
+
+
+def _run(options: argparse.Namespace) -> int:
+    from d3s2 import runner
+
+    plan = runner.Plan(options.first, options.last, options.force)
+    settings = runner.run(parameters(options), plan, options.notebooks)
+    run_dir = Path(settings.run_dir)
+    for name, seconds, peak_mb in runner.timings(run_dir):
+        print(f"  {name:<26} {seconds:7.1f} s  {peak_mb:6d} MB")
+    if (run_dir / "report" / "results.md").is_file():
+        print(f"\n{runner.results(run_dir)}\n")
+    for what, folder in (("executed notebooks", runner.EXECUTED), ("distilled dataset", "distilled"), ("report", "report")):
+        if (run_dir / folder).is_dir():
+            print(f"{what + ':':<20} {run_dir / folder}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from d3s2 import environment
+
+    good = True
+    for line in environment.check(config.resolve(parameters(options), remember=False)):
+        print(line, flush=True)
+        good &= line.ok
+    return 0 if good else EXIT_FAILED
+
+
+def _results(options: argparse.Namespace) -> int:
+    from d3s2 import runner
+
+    print(runner.results(config.resolve(parameters(options), remember=False).run_dir))
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from d3s2 import runner
+
+    for path in runner.publish_run(options.run_dir, options.to):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

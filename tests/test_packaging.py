@@ -1,0 +1,86 @@
+"""The pins, the conda file and the set-up script: one set of versions, and a sentence for what can go wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pins(name: str) -> dict[str, str]:
+    text = (ROOT / name).read_text()
+    return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", text, re.MULTILINE))
+
+
+def test_every_requirement_is_pinned_and_locked() -> None:
+    wanted, locked = pins("requirements.in"), pins("constraints.txt")
+    lines = [line for line in (ROOT / "requirements.in").read_text().splitlines() if line and line[0] != "#"]
+    assert len(wanted) == len(lines)
+    for name, version in wanted.items():
+        assert locked[name].startswith(version.removesuffix("*")), name
+
+
+def test_lock_fits_the_cpu_and_the_cuda_build() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    assert "+cpu" not in text and "://" not in text and "--hash" not in text
+    assert any(name.startswith("nvidia-") for name in pins("constraints.txt"))
+
+
+def test_conda_file_has_no_versions_of_its_own() -> None:
+    text = (ROOT / "environment.yml").read_text()
+    assert re.findall(r"^ +- (.+)$", text, re.MULTILINE) == [
+        "conda-forge", "python=3.11", "pip", "pip:", "-c constraints.txt", "-r requirements.in", "-e ."
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("install.sh", "requirements.in", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    return tmp_path
+
+
+def fake(checkout: Path, name: str, script: str) -> None:
+    path = checkout / "bin" / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def install(checkout: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = f"{checkout / 'bin'}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["./install.sh"], cwd=checkout, env=os.environ | {"PATH": path} | variables,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_a_wrong_python_is_a_sentence(checkout: Path) -> None:
+    fake(checkout, "python9", "echo Python 9.9.9; exit 1")
+    done = install(checkout, PYTHON="python9")
+    assert done.returncode == 1
+    assert "Python 3.11 is needed" in done.stderr and "Python 9.9.9" in done.stderr
+
+
+def test_a_full_disk_is_a_sentence(checkout: Path) -> None:
+    fake(checkout, "df", "echo head; echo /dev/x 100 100 102400 99% /")
+    done = install(checkout)
+    assert done.returncode == 1
+    assert "100 MB are free" in done.stderr and not (checkout / ".venv").exists()
+
+
+def test_an_unreachable_index_is_a_sentence(checkout: Path) -> None:
+    nowhere = {
+        "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0",
+        "PIP_FIND_LINKS": "", "PIP_NO_CACHE_DIR": "1",
+    }  # fmt: skip
+    done = install(checkout, **nowhere)
+    assert done.returncode == 1
+    assert "package index could not be reached" in done.stderr and "Traceback" not in done.stderr
+    assert not (checkout / ".venv" / ".installed").exists()
