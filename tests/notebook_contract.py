@@ -1,0 +1,175 @@
+"""The contract that every notebook of the sequence keeps; `problems` lists what one of them breaks."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from papermill import inspect_notebook
+
+from d3s2 import config
+from d3s2.chapters import assigned_names
+
+MAX_BYTES = 500_000
+MAX_PARAMETERS = 15
+CODE_CELLS = range(20, 41)
+WORDS = range(1500, 3001)
+LINES_AS_A_RULE, LINES_MEDIAN, LINES_NEVER_OVER = 15, 10, 40
+MAX_OUTPUT_LINES = 100
+MACHINE_PATH = re.compile(r"(?<![\w.~>])/(?:home|root|work|tmp|Users|mnt|opt|var|data\d*)/\w|\b[A-Z]:\\\\?\w")
+PROGRESS = re.compile(r"\r|\d+%\|| ?\d+(\.\d+)?(it/s|s/it)")
+OUTSIDE = re.compile(r"^\s*[!%]\s*(pip|conda|wget|curl)|\b(requests|urllib|httpx)\b|\.cuda\(\)", re.MULTILINE)
+UNSEEDED = re.compile(
+    r"\bnp\.random\.(?!default_rng\(\w|Generator|SeedSequence\(\w)|default_rng\(\)|^\s*import random\b", re.MULTILINE
+)
+CLOSING = ("Summary", "Quiz", "Exercises", "Further reading")
+
+Notebook = Any
+
+
+def problems(path: Path) -> list[str]:
+    """What in this notebook breaks the contract; empty when it keeps it."""
+    notebook = nbformat.read(path, as_version=4)
+    return [problem for rule in RULES for problem in rule(path, notebook)]
+
+
+def code_cells(notebook: Notebook) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook: Notebook) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def header(path: Path, notebook: Notebook) -> Iterator[str]:
+    """The first cell: title, aim, links, the measured table."""
+    first = notebook.cells[0]
+    if first.cell_type != "markdown" or not first.source.startswith("# "):
+        yield "the first cell is no title"
+        return
+    for word in ("you will do", "you will learn", "you need"):
+        if word not in first.source.lower():
+            yield f"the first cell does not say what {word}"
+    if not re.search(r"^\|.*(time|seconds).*\|.*memory.*\|", first.source, re.MULTILINE | re.IGNORECASE):
+        yield "the first cell has no table of time and memory"
+    names = sorted(other.name for other in path.parent.glob("[0-9][0-9]_*.ipynb"))
+    place = names.index(path.name)
+    for neighbour in (names[place - 1] if place else None, names[place + 1] if place + 1 < len(names) else None):
+        if neighbour and f"({neighbour})" not in first.source:
+            yield f"the first cell does not link to {neighbour}"
+
+
+def links(path: Path, notebook: Notebook) -> Iterator[str]:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", "\n".join(prose(notebook))):
+        if "://" not in target and not target.startswith("attachment:") and not (path.parent / target).exists():
+            yield f"the link {target} leads nowhere"
+
+
+def parameters(path: Path, notebook: Notebook) -> Iterator[str]:
+    """One cell of documented scalars, all known to Settings and to papermill."""
+    cells = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        yield f"{len(cells)} cells are tagged parameters"
+        return
+    names = assigned_names(cells[0].source)
+    if len(names) > MAX_PARAMETERS:
+        yield f"{len(names)} parameters"
+    for name in {"profile", "run_dir"} - set(names):
+        yield f"no parameter {name}"
+    for name in set(names) - set(config.FIELDS):
+        yield f"parameter {name} is not in Settings"
+    if set(inspect_notebook(str(path))) != set(names):
+        yield f"papermill reads other parameters: {sorted(inspect_notebook(str(path)))}"
+    for line in filter(None, cells[0].source.splitlines()):
+        if not line.startswith("#") and not re.search(r"  # \w.{5,}", line):
+            yield f"parameter without meaning, unit, range: {line}"
+    for node in ast.parse(cells[0].source).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(node.value, ast.Constant):
+            yield f"parameter that is no scalar: {ast.unparse(node)}"
+    if not any("config.resolve(globals()" in cell.source for cell in code_cells(notebook)):
+        yield "config.resolve(globals()) is not called"
+
+
+def measure(path: Path, notebook: Notebook) -> Iterator[str]:
+    codes, texts = code_cells(notebook), prose(notebook)
+    if len(codes) not in CODE_CELLS:
+        yield f"{len(codes)} code cells"
+    if len(texts) < len(codes):
+        yield f"{len(texts)} text cells for {len(codes)} code cells"
+    words = len(re.sub(r"<[^>]+>|[|`*#$-]", " ", " ".join(texts)).split())
+    if words not in WORDS:
+        yield f"{words} words"
+    lengths = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in codes]
+    if max(lengths) > LINES_NEVER_OVER:
+        yield f"a code cell of {max(lengths)} lines"
+    if statistics.median(lengths) > LINES_MEDIAN:
+        yield f"the median code cell has {statistics.median(lengths)} lines"
+    if sum(length > LINES_AS_A_RULE for length in lengths) > len(codes) // 5:
+        yield f"too many code cells over {LINES_AS_A_RULE} lines: {[length for length in lengths if length > 15]}"
+    if path.stat().st_size > MAX_BYTES:
+        yield f"{path.stat().st_size} bytes"
+
+
+def teaching(path: Path, notebook: Notebook) -> Iterator[str]:
+    """Equations, checks, experiments, what is ours, and the closing sections."""
+    text, source = "\n".join(prose(notebook)), "\n".join(cell.source for cell in code_cells(notebook))
+    for what, pattern in {"equation": r"\$[^$]+\$", "'Try this'": r"[Tt]ry this", "'our choice'": r"[Oo]ur choice"}.items():
+        if not re.search(pattern, text):
+            yield f"no {what}"
+    if source.count("assert ") < 5:
+        yield "fewer than five asserts"
+    if "NBVAL_CHECK_OUTPUT" not in source:
+        yield "no cell carries # NBVAL_CHECK_OUTPUT"
+    if text.count("<details>") < 3 or text.count("<details>") != text.count("</details>"):
+        yield "fewer than three hidden answers"
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    for title in CLOSING:
+        if not any(title in line for line in headings):
+            yield f"no section {title!r}"
+    titles = [line.strip("# ") for line in headings]
+    if len(titles) != len(set(titles)):
+        yield f"a heading occurs twice: {[title for title in titles if titles.count(title) > 1]}"
+
+
+def outputs(path: Path, notebook: Notebook) -> Iterator[str]:
+    """Committed with clean outputs of one run from the first to the last cell."""
+    codes = code_cells(notebook)
+    if [cell.execution_count for cell in codes] != list(range(1, len(codes) + 1)):
+        yield "the cells were not executed in order, once"
+    results = [output for cell in codes for output in cell.outputs]
+    if not any("image/png" in output.get("data", {}) for output in results):
+        yield "no picture"
+    for output in results:
+        if output.output_type == "error" or output.get("name") == "stderr":
+            yield f"an output of kind {output.get('name', 'error')}"
+        text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
+        if text.count("\n") > MAX_OUTPUT_LINES:
+            yield f"an output of {text.count(chr(10))} lines"
+        if PROGRESS.search(text) or "Warning" in text:
+            yield f"progress or a warning in an output: {text[:60]!r}"
+    if "papermill" in str(notebook.metadata) or any("papermill" in cell.metadata for cell in notebook.cells):
+        yield "papermill's metadata: use d3s2 publish"
+
+
+def reproducible(path: Path, notebook: Notebook) -> Iterator[str]:
+    """No path of a machine, nothing from outside, every random number from a seed."""
+    for cell in notebook.cells:
+        shown = [str(output.get("text", "")) + str({kind: value for kind, value in output.get("data", {}).items()
+                 if not kind.startswith("image/")}) for output in cell.get("outputs", [])]  # fmt: skip
+        for text in (cell.source, *shown):
+            if found := MACHINE_PATH.search(text):
+                yield f"a machine's path: {text[found.start() : found.start() + 40]!r}"
+    source = "\n".join(cell.source for cell in code_cells(notebook))
+    for what, pattern in {"reaches outside": OUTSIDE, "random without a seed": UNSEEDED}.items():
+        if found := pattern.search(source):
+            yield f"{what}: {found.group(0)!r}"
+
+
+RULES: tuple[Callable[[Path, Notebook], Iterator[str]], ...] = (
+    header, links, parameters, measure, teaching, outputs, reproducible,
+)  # fmt: skip

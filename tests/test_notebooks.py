@@ -1,0 +1,173 @@
+"""Every notebook keeps the contract, runs under nbval, and the whole sequence runs, is killed, and resumes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from notebook_contract import code_cells, problems
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("00_start_here", "01_data_statistics", "02_mask_selection", "03_guided_sampling", "04_train_mask2former")
+CELL_TIMEOUT = 1800
+
+
+def notebook_path(name: str) -> Path:
+    return ROOT / "notebooks" / f"{name}.ipynb"
+
+
+def test_the_sequence_is_complete() -> None:
+    assert tuple(sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name: str) -> None:
+    assert problems(notebook_path(name)) == []
+
+
+# ------------------------------------------------------------------------------------- the contract's own tests
+def drop_all_outputs(notebook: Any) -> None:
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+
+
+def add_output(notebook: Any, **output: Any) -> None:
+    code_cells(notebook)[3].outputs.append(nbformat.from_dict(output))
+
+
+def edit(notebook: Any, old: str, new: str) -> None:
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(old, new)
+
+
+def set_parameters(notebook: Any, source: str) -> None:
+    next(cell for cell in code_cells(notebook) if cell.metadata.get("tags")).source = source
+
+
+STREAM = {"output_type": "stream", "name": "stdout"}
+PROFILE = "profile: str = 'scenes'  # a set of values\nrun_dir: str = None  # a folder"
+BREAKS: dict[str, tuple[Callable[[Any], None], str]] = {
+    "outputs": (drop_all_outputs, "not executed in order"),
+    "stderr": (lambda nb: add_output(nb, **STREAM | {"name": "stderr", "text": "x"}), "stderr"),
+    "bar": (lambda nb: add_output(nb, **STREAM, text=" 10%|#    | 3/30 [00:01, 12.1it/s]"), "progress"),
+    "path": (lambda nb: add_output(nb, **STREAM, text=f"in {'/'}home/ann/d3s2"), "machine's path"),
+    "long": (lambda nb: add_output(nb, **STREAM, text="x\n" * 200), "200 lines"),
+    "two cells": (lambda nb: nb.cells.append(copy.deepcopy(code_cells(nb)[0])), "2 cells are tagged"),
+    "unknown": (lambda nb: set_parameters(nb, PROFILE + "\nthing: int = 1  # something"), "not in Settings"),
+    "undocumented": (lambda nb: set_parameters(nb, PROFILE + "\nseed: int = 1"), "without meaning"),
+    "no scalar": (lambda nb: set_parameters(nb, PROFILE + "\nseed: int = [1]  # of all"), "no scalar"),
+    "union": (lambda nb: set_parameters(nb, PROFILE + "\nseed: int | None = None  # of all"), "papermill reads"),
+    "profile": (lambda nb: set_parameters(nb, "seed: int = 1  # of all"), "no parameter profile"),
+    "cell count": (lambda nb: nb.cells.extend(code_cells(nb) * 2), "code cells"),
+    "long cell": (lambda nb: setattr(code_cells(nb)[4], "source", "x = 1\n" * 50), "50 lines"),
+    "words": (lambda nb: edit(nb, " the ", " the " * 40), "words"),
+    "quiz": (lambda nb: edit(nb, "<details>", ""), "hidden answers"),
+    "summary": (lambda nb: edit(nb, "Summary", "Done"), "no section 'Summary'"),
+    "next": (lambda nb: edit(nb, "(01_data_statistics.ipynb)", "(x.ipynb)"), "does not link to 01"),
+    "dead link": (lambda nb: edit(nb, "(01_data_statistics.ipynb)", "(x.ipynb)"), "x.ipynb leads nowhere"),
+    "pip": (lambda nb: edit(nb, "import", "!pip install x\nimport"), "reaches outside"),
+    "random": (lambda nb: edit(nb, "import numpy as np", "import numpy as np\nnp.random.rand()"), "without a seed"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_contract_is_found(name: str, tmp_path: Path) -> None:
+    breaking, message = BREAKS[name]
+    notebook = nbformat.read(notebook_path(NAMES[0]), as_version=4)
+    breaking(notebook)
+    for neighbour in NAMES[1:]:
+        (tmp_path / f"{neighbour}.ipynb").touch()
+    nbformat.write(notebook, tmp_path / f"{NAMES[0]}.ipynb")
+    assert any(message in problem for problem in problems(tmp_path / f"{NAMES[0]}.ipynb"))
+
+
+# --------------------------------------------------------------------------------------------- running them all
+@pytest.fixture(scope="module")
+def nbval_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nbval")
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize("name", NAMES)
+def test_nbval_in_the_default_profile(name: str, nbval_home: Path) -> None:
+    """Every cell runs, in a home of its own; what carries NBVAL_CHECK_OUTPUT gives the committed output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env",
+         f"--nbval-cell-timeout={CELL_TIMEOUT}", "--nbval-kernel-startup-timeout=300", str(notebook_path(name))],
+        cwd=ROOT, env=os.environ | {"D3S2_HOME": str(nbval_home)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+class SmokeRun:
+    """`d3s2 run --profile smoke` as a user starts it, with its own home."""
+
+    def __init__(self, home: Path):
+        self.folder = home / "runs" / "smoke"
+        self.environment = os.environ | {"D3S2_HOME": str(home)}
+        self.command = [sys.executable, "-m", "d3s2.cli", "run", "--profile", "smoke"]
+
+    def finish(self) -> str:
+        done = subprocess.run(
+            self.command, env=self.environment, capture_output=True, text=True, timeout=CELL_TIMEOUT, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def files(self, *stages: str) -> dict[str, bytes]:
+        paths = [path for stage in stages for path in (self.folder / stage).rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths if path.suffix != ".log"}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmokeRun, str]:
+    run = SmokeRun(tmp_path_factory.mktemp("unbroken"))
+    return run, run.finish()
+
+
+@pytest.mark.notebooks
+def test_the_sequence_ends_with_a_table(smoke: tuple[SmokeRun, str]) -> None:
+    run, printed = smoke
+    for name in NAMES:
+        assert f"{name}: 0:" in printed or f"{name}: 1:" in printed  # under two minutes each, on any machine
+        assert (run.folder / "executed" / f"{name}.ipynb").is_file()
+    for text in ("mIoU", "random", "d3s2", "full", str(run.folder / "distilled"), str(run.folder / "executed")):
+        assert text.lower() in printed.lower()
+    assert json.loads((run.folder / "report" / "results.json").read_text())
+    assert (run.folder / "report" / "results.csv").read_text().strip()
+
+
+@pytest.mark.notebooks
+def test_the_second_call_has_nothing_to_do(smoke: tuple[SmokeRun, str]) -> None:
+    run, _ = smoke
+    before = run.files("statistics", "selection", "distilled", "training", "report")
+    assert run.finish().count("up to date") == len(NAMES)
+    assert run.files("statistics", "selection", "distilled", "training", "report") == before
+
+
+@pytest.mark.notebooks
+def test_killed_during_the_sampling_and_resumed(
+    smoke: tuple[SmokeRun, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    broken = SmokeRun(tmp_path_factory.mktemp("broken"))
+    process = subprocess.Popen(broken.command, env=broken.environment, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + CELL_TIMEOUT
+    while not list(broken.folder.glob("distilled/records/*.json")):
+        assert process.poll() is None and time.monotonic() < end, "no image came"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken.folder / "distilled" / "manifest.json").exists(), "killed too late to show anything"
+    assert broken.finish().count("up to date") == 3
+    stages = ("statistics", "selection", "distilled")
+    assert broken.files(*stages) == smoke[0].files(*stages)
