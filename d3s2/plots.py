@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
@@ -224,9 +223,7 @@ def distance_map(distances: np.ndarray, names: Sequence[str], title: str = "") -
     """Distances between classes, float[C, C]; dark = alike."""
     figure, axes = new_figure(6.6, 5.6)
     cell = axes[0, 0]
-    low = float(np.nanmin(distances[distances > 0])) if (distances > 0).any() else 1e-3
-    high = max(float(np.nanmax(distances)), low * 1.01)
-    picture = cell.imshow(np.maximum(distances, low), cmap="magma", norm=LogNorm(low, high))
+    picture = cell.imshow(distances, cmap="magma", vmin=0)
     cell.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     cell.set_yticks(range(len(names)), names, fontsize=8)
     cell.set_title(title, color=INK, fontsize=10, loc="left")
