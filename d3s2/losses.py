@@ -47,10 +47,12 @@ def class_moments(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tens
         n float[B, C], mean float[B, C, D], variance float[B, C, D] (biased, >= 0); zeros for a class without area.
     """
     n = masks.flatten(2).sum(2)
-    weights = masks.flatten(2) / n.clamp(min=1e-12)[..., None]
-    flat = features.flatten(2).transpose(1, 2)
-    mean = weights @ flat
-    variance = (weights @ flat.square() - mean.square()).clamp(min=0)
+    weights = (masks.flatten(2) / n.clamp(min=1e-12)[..., None]).transpose(1, 2)
+    # Features stand at the left so that their gradient comes back as [B, D, h w] in memory, too. With the pixels first,
+    # PyTorch 2.13 on a CPU hands a batch of one on as "channels last" and gets the network's gradient wrong.
+    flat = features.flatten(2)
+    mean = (flat @ weights).transpose(1, 2)
+    variance = ((flat.square() @ weights).transpose(1, 2) - mean.square()).clamp(min=0)
     return n, mean, variance
 
 

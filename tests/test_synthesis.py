@@ -18,7 +18,7 @@ from d3s2.losses import FeatureTargets
 from d3s2.prepare import Recipe as Training, train_generator, train_proxy
 from d3s2.proxy import ProxySegmenter, load_proxy
 from d3s2.statistics import feature_statistics
-from d3s2.synthesis import Recipe, image_seed, synthesise, to_uint8
+from d3s2.synthesis import Recipe, guidance_losses, image_seed, read_images, read_masks, synthesise, to_uint8
 
 RECIPE = Recipe(steps=4, guidance=Guidance({"segmentation": 0.1, "feature": 0.1}, window=(0, 1)), group=2)
 
@@ -72,6 +72,22 @@ def test_another_seed_gives_other_images_of_the_same_masks(dataset, parts, tmp_p
     second = synthesise(*parts, dataset, [0], tmp_path / "b", Recipe(seed=1, steps=4, group=2))
     assert not np.array_equal(first.read_image(0), second.read_image(0))
     np.testing.assert_array_equal(first.read_labels(0), second.read_labels(0))
+
+
+@pytest.mark.parametrize("name", ["segmentation", "feature"])
+def test_the_gradient_of_an_image_does_not_depend_on_its_company(dataset, name):
+    """In float32 and through the whole proxy: the memory layout of a batch of one once made PyTorch's gradient wrong."""
+    torch.manual_seed(0)
+    proxy = ProxySegmenter(20).eval().requires_grad_(False)
+    targets = FeatureTargets.from_moments(feature_statistics(dataset, proxy, progress=False))
+    labels, images = read_masks(dataset, range(3)), read_images(dataset, range(3))
+
+    def gradient(part: slice) -> torch.Tensor:
+        leaf = images[part].clone().requires_grad_()
+        return torch.autograd.grad(guidance_losses(proxy, labels[part], targets)(leaf)[name].sum(), leaf)[0]
+
+    alone, together = gradient(slice(1, 2))[0], gradient(slice(3))[1]
+    assert (alone - together).abs().max() < 1e-3 * together.abs().max()
 
 
 def test_bad_selections_and_a_foreign_generator_are_refused(dataset, parts, tmp_path):
