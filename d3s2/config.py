@@ -47,10 +47,11 @@ class Settings:
         int, "training iterations of the generator, for data without shipped weights", 1, 10**6, "iterations")
     feature_images: int = _parameter(int, "training images for the feature statistics; 0 = all", 0, None, "images")
     budget: float = _parameter(float, "size of the distilled set: share of the images (up to 1) or their number", 0)
-    beta: float = _parameter(float, "how strongly rare classes weigh in the selection; 0 = not at all", 0, 4)
-    delta: float = _parameter(float, "softening of the selection's coverage term", 0, 1000)
+    beta: float = _parameter(float, "how strongly rare classes weigh in the selection; 0 = not at all", 0, 1)
+    delta: float = _parameter(float, "softening of the selection's coverage term", 0.001, 1000)
     presence_threshold: float = _parameter(
-        float, "share of an image from which a class counts as present", 0, 1, "share of the pixels")
+        float, "share of an image from which a class counts as present", 0.0001, 1,
+        "share of the pixels")
     steps: int = _parameter(int, "sampling steps", 1, 1000, "steps")
     cfg_scale: float = _parameter(float, "classifier-free guidance scale; 1 = plain conditional sampling", 0, 50)
     lambda_seg: float = _parameter(float, "strength of the segmentation-consistency guidance; 0 = off", 0, 1000)
