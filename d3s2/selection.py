@@ -77,7 +77,7 @@ class Coverage:
     kl: float
 
 
-def budget_size(budget: float | int, total: int) -> int:
+def budget_size(budget: float, total: int) -> int:
     """Number of masks: a float in (0, 1] is a share of `total` (rounded, at least 1), all else is a count.
 
     Raises D3S2Error for 0, a negative number, NaN, a count that is not whole and a count above `total`.

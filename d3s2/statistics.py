@@ -48,9 +48,7 @@ class PixelCounts:
         return int(self.counts.shape[1])
 
     def shares(self) -> sparse.csr_array:
-        """Share of each image's valid pixels: csr float64[N, C]; a mask of nothing but ignore has an empty
-        row.
-        """
+        """Share of each image's valid pixels: csr float64[N, C]; an all-ignore mask has an empty row."""
         scale = 1.0 / np.maximum(self.valid, 1)
         return sparse.csr_array(sparse.diags_array(scale) @ self.counts.astype(np.float64))
 
@@ -111,14 +109,10 @@ def class_table(counts: PixelCounts, classes: Sequence[ClassInfo]) -> list[Class
     """One row per class in train-id order. A class without a pixel gets a warning, not a division by zero."""
     pixels, images = counts.pixel_counts(), counts.image_counts()
     total = max(int(pixels.sum()), 1)
-    rows = []
-    for train_id, info in enumerate(classes):
-        seen = int(pixels[train_id])
-        rows.append(ClassRow(
-            train_id, info.name, seen, seen / total, int(images[train_id]),
-            int(images[train_id]) / max(len(counts), 1), "" if seen else "no pixel in this split",
-        ))
-    return rows
+    share = images / max(len(counts), 1)
+    warning = ["" if seen else "no pixel in this split" for seen in pixels]
+    rows = zip(pixels.tolist(), (pixels / total).tolist(), images.tolist(), share.tolist(), warning, strict=True)
+    return [ClassRow(c, info.name, *row) for c, (info, row) in enumerate(zip(classes, rows, strict=True))]
 
 
 def co_occurrence(counts: PixelCounts) -> np.ndarray:
@@ -137,16 +131,12 @@ def soft_masks(labels: Tensor, num_classes: int, size: tuple[int, int]) -> Tenso
     also where h does not divide H. Raises D3S2Error for an id outside [0, C) other than IGNORE. Our choice.
     """
     if labels.ndim != 3:
-        raise D3S2Error(
-            f"soft_masks needs labels of shape [B, H, W] but got {tuple(labels.shape)}: add a batch axis."
-        )
+        raise D3S2Error(f"soft_masks needs labels [B, H, W] but got {tuple(labels.shape)}: add a batch axis.")
     labels = labels.long()
     wrong = (labels != IGNORE) & ((labels < 0) | (labels >= num_classes))
     if bool(wrong.any()):
-        raise D3S2Error(
-            f"label id {int(labels[wrong][0])} is outside the {num_classes} classes: map it to a train id "
-            f"or to 255."
-        )
+        found = int(labels[wrong][0])
+        raise D3S2Error(f"label id {found} is outside the {num_classes} classes: map it to one, or to 255.")
     rows = _area_weights(labels.shape[1], size[0], labels.device)
     columns = _area_weights(labels.shape[2], size[1], labels.device)
     ids = torch.arange(num_classes, device=labels.device)[None, :, None, None]
@@ -234,23 +224,19 @@ class ClassMoments:
 
     def save(self, path: Path) -> None:
         """Write an .npz without pickle; deterministic bytes."""
-        arrays: dict[str, np.ndarray] = {"layers": np.array(self.layers, dtype=np.str_)}
-        for layer in range(len(self.n)):
-            arrays[f"n_{layer}"] = self.n[layer].numpy()
-            arrays[f"mean_{layer}"] = self.mean[layer].numpy()
-            arrays[f"m2_{layer}"] = self.m2[layer].numpy()
-        write_npz(path, **arrays)
+        arrays = {f"{part}_{layer}": value.numpy() for part in ("n", "mean", "m2")
+                  for layer, value in enumerate(getattr(self, part))}
+        write_npz(path, layers=np.array(self.layers, dtype=np.str_), **arrays)
 
     @staticmethod
     def load(path: Path) -> ClassMoments:
         """Read what `save` wrote. Raises D3S2Error when the file is missing or damaged."""
         data = load_npz(path, ("layers",))
         layers = [str(name) for name in data["layers"]]
-        means = [torch.from_numpy(data[f"mean_{layer}"]) for layer in range(len(layers))]
-        moments = ClassMoments(int(means[0].shape[0]), [int(mean.shape[1]) for mean in means], layers)
-        moments.mean = means
-        moments.n = [torch.from_numpy(data[f"n_{layer}"]) for layer in range(len(layers))]
-        moments.m2 = [torch.from_numpy(data[f"m2_{layer}"]) for layer in range(len(layers))]
+        n, mean, m2 = ([torch.from_numpy(data[f"{part}_{layer}"]) for layer in range(len(layers))]
+                       for part in ("n", "mean", "m2"))
+        moments = ClassMoments(len(n[0]), [values.shape[1] for values in mean], layers)
+        moments.n, moments.mean, moments.m2 = n, mean, m2
         return moments
 
 
@@ -265,8 +251,7 @@ def _batch_moments(feature: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tens
     origin = values[:1].clone()
     values = values - origin
     n = weights.sum(1)
-    safe = n.clamp(min=1e-300)[:, None]
-    mean = weights @ values / safe
+    mean = weights @ values / n.clamp(min=1e-300)[:, None]
     m2 = (weights @ values.square() - n[:, None] * mean.square()).clamp(min=0)
     mean = torch.where(n[:, None] > 0, mean + origin, 0.0)
     return n.cpu(), mean.cpu(), m2.cpu()
@@ -293,9 +278,7 @@ def feature_statistics(
             moments = ClassMoments(dataset.num_classes, widths, getattr(proxy, "layers", ()))
         moments.update(features, labels.to(device))
     if moments is None:
-        raise D3S2Error(
-            f"dataset {dataset.name}/{dataset.split} holds no image: feature statistics need one or more."
-        )
+        raise D3S2Error(f"{dataset.name}/{dataset.split} holds no image: feature statistics need one.")
     return moments
 
 
