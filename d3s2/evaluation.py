@@ -1,7 +1,7 @@
 """Intersection over union, and the table that a run ends with.
 
-mmsegmentation's metric judges the trainings; the functions here say the same in a few lines, so that a notebook can
-write them out, and tests can hold one against the other.
+mmsegmentation's metric judges the trainings; the functions here say the same in a few lines, so that a
+notebook can write them out, and tests can hold one against the other.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ COLUMNS = ("set", "images", "iterations", "seeds", "miou_mean", "miou_sd")
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """int64[C, C]: pixels of the row's class that were called the column's. Ignored pixels (label 255) do not count.
+    """int64[C, C]: pixels of the row's class that were called the column's; label 255 does not count.
 
-    predicted, labels: integers of one shape. Raises D3S2Error for different shapes and for a prediction outside 0 .. C-1.
+    predicted, labels: integers of one shape. Raises D3S2Error for different shapes and for ids outside 0 ..
+    C-1.
     """
     if predicted.shape != labels.shape:
         raise D3S2Error(
@@ -43,7 +44,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np
 
 
 def intersect_and_union(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(int64[C], int64[C]) from a confusion matrix: pixels that are and are called c; pixels that are or are called c."""
+    """(int64[C], int64[C]) from a confusion matrix: pixels that are and are called c; that are either."""
     intersection = np.diag(matrix)
     return intersection, matrix.sum(0) + matrix.sum(1) - intersection
 
@@ -83,7 +84,7 @@ def summarise(results: Mapping[str, Sequence[TrainingResult]]) -> list[Row]:
     for name, trainings in results.items():
         if len({result.iterations for result in trainings}) != 1:
             raise D3S2Error(
-                f"training set {name!r} needs trainings of one length: it has {len(trainings)} of several or none."
+                f"set {name!r} needs trainings of one length: it has {len(trainings)}, of several or none."
             )
         scores = tuple(result.miou for result in trainings)
         classes = np.array([result.per_class_iou for result in trainings])
@@ -121,7 +122,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def write_report(
     folder: str | Path, rows: Sequence[Row], class_names: Sequence[str], facts: Mapping[str, Any]
 ) -> None:
-    """Write results.json (everything), results.csv and results.md (the table). `facts`: JSON values, e.g. the profile."""
+    """Write results.json (everything), results.csv and results.md (the table). facts: JSON values."""
     folder = Path(folder)
     write_json(
         folder / "results.json",

@@ -13,21 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mmseg
 import torch
 from mmengine import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmseg.registry import MODELS
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import mmseg_parts
+from .mmseg_parts import MODELS
 from .training import TrainingJob
 
-SHIPPED = (
-    Path(mmseg.__file__).parent / ".mim/configs/mask2former/mask2former_swin-s_8xb2-160k_ade20k-512x512.py"
-)
+CONFIGS = Path(mmseg_parts.mmseg.__file__).parent / ".mim" / "configs" / "mask2former"
+SHIPPED = CONFIGS / "mask2former_swin-s_8xb2-160k_ade20k-512x512.py"
 PATCH, EMBED, DEPTHS, HEADS, WINDOW, MLP_RATIO = 2, 32, (2, 2, 2, 2), (1, 2, 4, 8), 4, 4
 WIDTH, QUERIES, ENCODER_LAYERS, DECODER_LAYERS, FEEDFORWARD, POINTS = 64, 30, 1, 3, 256, 512
 LEARNING_RATE, WEIGHT_DECAY, CLIP, DROP_PATH, WARM_UP = 5e-4, 0.05, 1.0, 0.1, 0.2
@@ -155,7 +153,7 @@ def _set_data(config: Config, job: TrainingJob) -> None:
             "test_mode": test_mode,
         }
 
-    # Worker processes would cost more than reading does; the sampler is endless, so the loader never restarts.
+    # Worker processes would cost more than reading; the sampler is endless, so the loader never restarts.
     config.train_dataloader = {
         "batch_size": job.batch_size,
         "num_workers": 0,
@@ -173,7 +171,7 @@ def _set_data(config: Config, job: TrainingJob) -> None:
 
 
 def _set_schedule(config: Config, job: TrainingJob) -> None:
-    # The shipped file trains the backbone at a tenth of the rate: right for pretrained weights, not from scratch.
+    # The shipped file trains the backbone at a tenth of the rate: right for pretrained weights only.
     no_decay = {"lr_mult": 1.0, "decay_mult": 0.0}
     keys = {
         name: no_decay

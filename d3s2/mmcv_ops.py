@@ -1,9 +1,10 @@
 """A stand-in for mmcv's compiled extension, so that no compiler is needed.
 
 `pip install` of mmcv without torch in its build environment gives a package without `mmcv._ext`, and then
-`import mmcv.ops` fails. `install()` puts a module of that name into `sys.modules`: multi-scale deformable attention, the
-one operation that Mask2Former needs, in plain PyTorch (it runs on any device), and for every other operation a function
-that says what is missing when it is *called*. A compiled extension, where there is one, is left alone.
+`import mmcv.ops` fails. `install()` puts a module of that name into `sys.modules`: multi-scale deformable
+attention, the one operation that Mask2Former needs, in plain PyTorch (it runs on any device), and for every
+other operation a function that says what is missing when it is *called*. A compiled extension, where there is
+one, is left alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NAME = "mmcv._ext"
 
 
 def install() -> bool:
-    """Make `import mmcv.ops` work. Returns True when the stand-in is in use, False when mmcv has compiled operations."""
+    """Make `import mmcv.ops` work. True: the stand-in is in use; False: mmcv has compiled operations."""
     present = sys.modules.get(NAME)
     if present is not None:
         return isinstance(present, _Extension)
@@ -36,7 +37,7 @@ def install() -> bool:
 
 
 def speed_up() -> None:
-    """Let mmcv's attention layer use the formulation below on the CPU too: the same sums in another order, faster."""
+    """Let mmcv's attention layer use the formulation below on the CPU too: the same sums, a fifth faster."""
     from mmcv.ops import multi_scale_deform_attn as module
 
     def attention(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def ms_deform_attn_forward(
     """Multi-scale deformable attention (Deformable DETR, eq. 3), the signature of mmcv's compiled operation.
 
     Each query looks at P points on each of L feature maps and sums what it finds there:
-    out[b, q, m] = sum_l sum_p weights[b, q, m, l, p] * bilinear(value of level l and head m at locations[b, q, m, l, p]).
+    out[b, q, m] = sum_l sum_p weights[b, q, m, l, p] * bilinear(value[l, m] at locations[b, q, m, l, p]).
 
     Args:
         value: float[B, sum_l H_l W_l, M, D], the L maps flattened one after the other, M heads.
@@ -71,7 +72,7 @@ def ms_deform_attn_forward(
     """
     batch, _, heads, width = value.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
-    # Queries last: the long, contiguous dimension. mmcv's reference has the points there, which is five times slower.
+    # Queries last, the long dimension: contiguous. mmcv's reference has the few points there: slower.
     grid = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).reshape(levels, batch * heads, points, queries, 2)
     weight = weights.permute(3, 0, 2, 4, 1).reshape(levels, batch * heads, 1, points, queries)
     output = value.new_zeros(())

@@ -1,14 +1,17 @@
-"""What chapter 04 adds to mmsegmentation: a data set, a head that matches a batch at once, a metric and a hook.
+"""What chapter 04 adds to mmsegmentation: a data set, a head that matches a batch at once, a metric, a hook.
 
-Everything here is registered in mmsegmentation's registries and named in `mask2former.build_config`. Importing this
-module imports mmseg and mmdet (some seconds).
+Everything here is registered in mmsegmentation's registries and named in `mask2former.build_config`.
+Importing this module imports mmseg and mmdet (some seconds).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,11 @@ from . import mmcv_ops
 
 mmcv_ops.install()
 
-import mmdet.models  # noqa: F401  (registers the parts of Mask2Former)
-import mmseg.models  # noqa: F401
+with redirect_stdout(StringIO()):  # the first import of mmseg prints that an optional package is missing
+    import mmdet.models  # noqa: F401  (registers the parts of Mask2Former)
+    import mmseg.models  # noqa: F401
+    from mmseg.datasets import BaseSegDataset
 from mmengine.hooks import Hook
-from mmseg.datasets import BaseSegDataset
 from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads import Mask2FormerHead
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS
@@ -34,6 +38,7 @@ from .data.base import IGNORE
 from .training import open_split
 
 mmcv_ops.speed_up()
+warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's call, torch's plan: nothing to do here
 
 KEEP_BYTES = 256 * 2**20
 """A training set up to this size is kept in memory once it has been read."""
@@ -56,7 +61,7 @@ class FolderDataset(BaseSegDataset):
         return [{"index": index} for index in range(len(self.source))]
 
     def get_data_info(self, idx: int) -> dict:
-        """One image (uint8[H, W, 3], BGR as mmsegmentation has it) and its labels (uint8[H, W]), kept once read."""
+        """One image (uint8[H, W, 3], BGR as mmseg has it) and its labels (uint8[H, W]), kept once read."""
         pair = self.kept.get(idx)
         if pair is None:
             pair = np.ascontiguousarray(self.source.read_image(idx)[..., ::-1]), self.source.read_labels(idx)
@@ -114,8 +119,8 @@ class BatchedHead(Mask2FormerHead):
             scores: float[B, Q, C + 1] class logits; logits: float[B, Q, h, w] mask logits.
             truths: per image `labels` int64[G_b] and `masks` int64[G_b, H, W].
 
-        Returns: float[B, Q, max G_b]; columns from G_b on mean nothing. Masks are compared at `num_points` random
-        points of the image, the same for all its masks, as in mmdet.
+        Returns: float[B, Q, max G_b]; columns from G_b on mean nothing. Masks are compared at `num_points`
+        random points of the image, the same for all its masks, as in mmdet.
         """
         most = max(1, *(len(truth.labels) for truth in truths))
         labels = torch.stack([F.pad(truth.labels, (0, most - len(truth.labels))) for truth in truths])

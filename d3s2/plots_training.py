@@ -8,22 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .plots import INK, colorize, new_figure, series_color, style
-
-
-def image_rows(rows: Mapping[str, Sequence[np.ndarray]], height: float = 0.95) -> Figure:
-    """One row of pictures (uint8[H, W, 3]) per name. height: inches of a row."""
-    columns = max(len(pictures) for pictures in rows.values())
-    figure, axes = new_figure(8.8, height * len(rows), len(rows), columns)
-    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
-        for cell in line:
-            cell.axis("off")
-        for cell, picture in zip(line, pictures, strict=False):
-            cell.imshow(picture, interpolation="nearest")
-        line[0].text(
-            -0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8, color=INK
-        )
-    return figure
+from .plots import INK, new_figure, series_color, style
 
 
 def matching_matrix(
@@ -80,27 +65,6 @@ def loss_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]]) -> 
     return figure
 
 
-def prediction_grid(
-    images: Sequence[np.ndarray],
-    truths: Sequence[np.ndarray],
-    predictions: Mapping[str, Sequence[np.ndarray]],
-    palette: np.ndarray,
-) -> Figure:
-    """A row per image: the image, its true labels, and what the net of each training set says."""
-    names = ["image", "truth", *predictions]
-    ratio = images[0].shape[0] / images[0].shape[1]
-    figure, axes = new_figure(8.8, len(images) * 8.6 / len(names) * ratio + 0.3, len(images), len(names))
-    for row, line in enumerate(axes):
-        tiles = [images[row], colorize(truths[row], palette)]
-        tiles += [colorize(labels[row], palette) for labels in predictions.values()]
-        for cell, tile, name in zip(line, tiles, names, strict=True):
-            cell.axis("off")
-            cell.imshow(tile, interpolation="nearest")
-            if row == 0:
-                cell.set_title(name, fontsize=9, color=INK, pad=3)
-    return figure
-
-
 def iou_by_rarity(
     values: Mapping[str, Sequence[float | None]], shares: np.ndarray, names: Sequence[str]
 ) -> Figure:
@@ -118,6 +82,20 @@ def iou_by_rarity(
     cell.set_xticks(range(len(order)), labels, rotation=90, fontsize=8)
     cell.set_ylim(0, 100)
     cell.legend(frameon=False, fontsize=8, ncols=len(values), loc="upper right")
+    return figure
+
+
+def sampled_points(logits: np.ndarray, points: Mapping[str, np.ndarray]) -> Figure:
+    """Where a mask is compared with the truth. logits: float[h, w]; points: float[P, 2], (x, y) in 0..1."""
+    figure, axes = new_figure(3.0 * len(points), 3.2, 1, len(points))
+    limit = float(np.abs(logits).max())
+    for cell, (name, xy) in zip(axes[0], points.items(), strict=True):
+        cell.imshow(
+            logits, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, 1, 1, 0), interpolation="nearest"
+        )
+        cell.plot(xy[:, 0], xy[:, 1], ".", color=INK, markersize=2)
+        cell.set_title(f"{name} ({len(xy)} points)", fontsize=9, color=INK)
+        cell.axis("off")
     return figure
 
 
@@ -145,7 +123,7 @@ def score_dots(scores: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def convergence(curve: Sequence[tuple[int, float]], points: Mapping[str, tuple[int, float]]) -> Figure:
-    """mIoU of the full data against training length (one training per length), and single points to compare with."""
+    """mIoU of the full data against training length (one training per length), and points to compare with."""
     figure, axes = new_figure(6.6, 3.2)
     cell = style(axes[0, 0], "training iterations (log scale)", "validation mIoU (%)")
     cell.set_xscale("log")

@@ -1,9 +1,9 @@
 """Chapter 04: train Mask2Former on a training set, evaluate it, several side by side.
 
 One training is one process with one core of its own: two multi-threaded trainings on the same cores slow each
-other down many times. A finished training leaves `result.json`, `model.safetensors` and `predictions.npz` in its
-folder and is not repeated; a killed one leaves only logs, and starts again. On one machine the same job gives the
-same bytes.
+other down many times. A finished training leaves `result.json`, `model.safetensors` and `predictions.npz` in
+its folder and is not repeated; a killed one leaves only logs, and starts again. On one machine the same job
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -34,8 +35,9 @@ DECIDES = ("mask2former", "mmseg_parts", "mmcv_ops")  # modules whose source dec
 class TrainingJob:
     """Everything that decides one training.
 
-    train_root, val_root: folder-format data; train_ids, val_ids: the images of the split that count, None = all;
-    size: (H, W) of the images; device: "cpu" or "cuda"; work_dir: where the results go (decides nothing else).
+    train_root, val_root: folder-format data; train_ids, val_ids: the images of the split, None = all of them;
+    size: (H, W) of the images; device: "cpu" or "cuda"; work_dir: where the results go, which decides
+    nothing.
     """
 
     name: str
@@ -56,7 +58,7 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training gave: mIoU and IoU per class in percent (NaN: a class neither in the validation images nor
+    """What a training gave: mIoU and IoU per class in percent (NaN: a class that neither occurs nor is
     predicted), the loss curve as (iteration, mean loss of the last ten), and what it cost."""
 
     name: str
@@ -107,11 +109,8 @@ def job_key(job: TrainingJob) -> str:
         )
     if job.device not in ("cpu", "cuda"):
         raise D3S2Error(f"training {job.name!r}: device {job.device!r} is unknown, use 'cpu' or 'cuda'.")
-    settings = {
-        name: value
-        for name, value in asdict(job).items()
-        if name not in ("name", "work_dir", "train_root", "val_root")
-    }
+    elsewhere = ("name", "work_dir", "train_root", "val_root")
+    settings = {name: value for name, value in asdict(job).items() if name not in elsewhere}
     prints = [
         open_split(root, split, ids, job.size).fingerprint()
         for root, split, ids in (
@@ -173,24 +172,27 @@ def read_result(folder: str | Path) -> TrainingResult:
 
 # ------------------------------------------------------------------------------- several trainings, in others
 def train_all(
-    jobs: Sequence[TrainingJob], parallel: int = 0, progress: Callable[[str], None] | None = print
+    jobs: Sequence[TrainingJob],
+    parallel: int = 0,
+    progress: Callable[[str], None] | None = print,
+    reuse: Path | None = None,
 ) -> list[TrainingResult]:
     """Run trainings side by side, each in a process and on a core of its own; finished ones are only read.
 
     parallel: how many at once, 0 = one per core this process may use (on "cuda": one after the other).
     progress: called with a line when a training starts a new quarter or ends; None for silence.
+    reuse: a folder in which results of the same jobs may lie (any depth): they are copied, not trained again.
     Raises D3S2Error with the end of the log when a training fails; the others are stopped then.
     """
     folders = [Path(job.work_dir).resolve() for job in jobs]
     if len(set(folders)) < len(folders):
         raise D3S2Error("two trainings share a work_dir: give each one its own.")
-    cores = (
-        sorted(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else list(range(os.cpu_count() or 1))
-    )
+    pinned = hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if pinned else [*range(os.cpu_count() or 1)]
     at_once = min(parallel or len(cores), len(cores)) if all(job.device == "cpu" for job in jobs) else 1
     keys = [job_key(job) for job in jobs]  # which also finds bad jobs before any training starts
+    if reuse is not None:
+        _copy_finished(jobs, keys, reuse)
     waiting = [job for job, key in zip(jobs, keys, strict=True) if not _is_finished(job, key)]
     running: dict[int, _Child] = {}
     try:
@@ -212,8 +214,16 @@ def _is_finished(job: TrainingJob, key: str) -> bool:
     return path.is_file() and read_json(path).get("key") == key
 
 
+def _copy_finished(jobs: Sequence[TrainingJob], keys: Sequence[str], reuse: Path) -> None:
+    found = {read_json(path).get("key"): path.parent for path in sorted(reuse.rglob(RESULT))}
+    for job, key in zip(jobs, keys, strict=True):
+        if key in found and not _is_finished(job, key):
+            shutil.copytree(found[key], job.work_dir, dirs_exist_ok=True)
+            write_json(Path(job.work_dir) / RESULT, {**read_json(found[key] / RESULT), "name": job.name})
+
+
 class _Child:
-    """A training in another process: `python -m d3s2.training <job.json> <core>`, output in logs/train.log."""
+    """A training in another process: `python -m d3s2.training <job.json> <core>`, logged in train.log."""
 
     def __init__(self, job: TrainingJob, core: int, progress: Callable[[str], None] | None):
         self.job, self.progress, self.quarter = job, progress, 0
@@ -244,7 +254,8 @@ class _Child:
         self.log.close()
         if code != 0 or not (self.folder / RESULT).is_file():
             raise D3S2Error(
-                f"training {self.job.name!r} failed (exit code {code}). The end of {self.log.name}:\n{self._tail()}"
+                f"training {self.job.name!r} failed (exit code {code}). The end of {self.log.name}:\n"
+                + self._tail()
             )
         if self.progress:
             result = read_result(self.folder)
@@ -266,9 +277,8 @@ class _Child:
         quarter = 4 * state["iteration"] // self.job.iterations
         if self.progress and self.quarter < quarter < 4:
             self.quarter = quarter
-            self.progress(
-                f"{self.job.name}: {state['iteration']} of {self.job.iterations} iterations, loss {state['loss']:.1f}"
-            )
+            done = f"{state['iteration']} of {self.job.iterations} iterations"
+            self.progress(f"{self.job.name}: {done}, loss {state['loss']:.1f}")
 
     def _tail(self, lines: int = 12) -> str:
         return "\n".join(Path(self.log.name).read_text(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,90 @@
+"""How far all the real data gets with more and more training: the curve that chapter 04 shows.
+
+    python -m d3s2.curve --work runs/curve --out d3s2/reference/full_curve.csv
+
+Each point is a training of its own with the schedule of chapter 04 stretched to its length, so that every
+point is a finished training. The points are trained side by side, and finished ones are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import config, environment
+from .artifacts import atomic_path, read_json, write_json
+from .data.prepare import open_splits
+from .errors import D3S2Error
+from .training import TrainingJob, train_all
+
+REFERENCE = Path(__file__).parent / "reference" / "full_curve.csv"
+LENGTHS = (600, 1200, 2400, 4800, 9600)
+
+
+def measure(work: Path, out: Path, lengths: Sequence[int], parallel: int, seed: int = 0) -> None:
+    """Train on all the real scenes for each length; write `out` (CSV) and how it was made (JSON)."""
+    settings = config.resolve({"profile": "scenes"}, remember=False)
+    train, val = open_splits(settings, progress=False)
+    root, size = str(train.image_paths[0].parents[2]), train.read_image(0).shape[:2]
+    jobs = [
+        TrainingJob(
+            f"full {length}",
+            root,
+            root,
+            train.num_classes,
+            str(work / f"full-{length}-{seed}"),
+            train.ids,
+            val.ids,
+            iterations=length,
+            batch_size=settings.batch_size,
+            seed=seed,
+            size=size,
+        )
+        for length in sorted(lengths, reverse=True)
+    ]
+    results = sorted(train_all(jobs, parallel), key=lambda result: result.iterations)
+    with atomic_path(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["iterations", "seed", "miou", "seconds"])
+        writer.writerows([r.iterations, r.seed, round(r.miou, 2), round(r.seconds)] for r in results)
+    facts = {
+        "command": "python -m d3s2.curve",
+        "images": len(train),
+        "batch_size": settings.batch_size,
+        "machine": environment.device_name("cpu") + ", one core a training",
+    }
+    write_json(out.with_suffix(".json"), facts)
+
+
+def read_curve(path: Path = REFERENCE) -> tuple[list[tuple[int, float]], dict[str, object]]:
+    """([(iterations, mIoU)], how it was measured). Raises D3S2Error when the file is missing."""
+    if not path.is_file():
+        raise D3S2Error(f"{path} is missing: measure it with `python -m d3s2.curve`.")
+    with open(path, newline="", encoding="utf-8") as stream:
+        curve = [(int(row["iterations"]), float(row["miou"])) for row in csv.DictReader(stream)]
+    return curve, read_json(path.with_suffix(".json"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command of the module's text."""
+    parser = argparse.ArgumentParser(
+        prog="python -m d3s2.curve", description="Measure the full data's learning curve."
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/curve"), help="folder of the trainings")
+    parser.add_argument("--out", type=Path, default=REFERENCE, help="the CSV to write")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="iterations of each training")
+    parser.add_argument("--parallel", type=int, default=0, help="trainings side by side, 0 = one a core")
+    options = parser.parse_args(arguments)
+    try:
+        measure(options.work, options.out, options.lengths, options.parallel)
+    except D3S2Error as error:
+        print(f"d3s2: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
