@@ -48,8 +48,8 @@ def class_moments(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tens
     """
     n = masks.flatten(2).sum(2)
     weights = (masks.flatten(2) / n.clamp(min=1e-12)[..., None]).transpose(1, 2)
-    # Features stand at the left so that their gradient comes back as [B, D, h w] in memory, too. With the pixels first,
-    # PyTorch 2.13 on a CPU hands a batch of one on as "channels last" and gets the network's gradient wrong.
+    # Features stand at the left: with the pixels first, a batch of one got a wrong gradient through the proxy at noisy
+    # images (PyTorch 2.13 on a CPU; a test watches it).
     flat = features.flatten(2)
     mean = (flat @ weights).transpose(1, 2)
     variance = ((flat.square() @ weights).transpose(1, 2) - mean.square()).clamp(min=0)
