@@ -84,9 +84,10 @@ def parameters(path: Path, notebook: Notebook) -> Iterator[str]:
     for name in set(names) - set(config.FIELDS):
         yield f"parameter {name} is not in Settings"
     if set(inspect_notebook(str(path))) != set(names):
-        yield f"papermill reads other parameters: {sorted(inspect_notebook(str(path)))}"
+        found = sorted(inspect_notebook(str(path)))
+        yield f"papermill reads other parameters ({found}): no '|' in annotations, no '=' in comments"
     for line in filter(None, cells[0].source.splitlines()):
-        if not line.startswith("#") and not re.search(r"  # \w.{5,}", line):
+        if not line.startswith("#") and not re.search(r"  # \S.{5,}", line):
             yield f"parameter without meaning, unit, range: {line}"
     for node in ast.parse(cells[0].source).body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(node.value, ast.Constant):
