@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -32,6 +33,7 @@ def execute(
     """
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # else a kernel named python3 of the user's would come first
     os.environ["D3S2_HEADLESS"] = "1"  # nobody is there to turn the knobs of `widgets`
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # the parameters were checked, better than it does
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError

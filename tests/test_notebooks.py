@@ -85,6 +85,7 @@ def test_a_broken_contract_is_found(name: str, tmp_path: Path) -> None:
     breaking, message = BREAKS[name]
     notebook = nbformat.read(notebook_path(NAMES[0]), as_version=4)
     breaking(notebook)
+    notebook.cells = [nbformat.from_dict(cell | {"id": f"c{number}"}) for number, cell in enumerate(notebook.cells)]
     for neighbour in NAMES[1:]:
         (tmp_path / f"{neighbour}.ipynb").touch()
     nbformat.write(notebook, tmp_path / f"{NAMES[0]}.ipynb")
