@@ -67,7 +67,7 @@ class Meter:
     of the resident size.
     """
 
-    def __init__(self, tick: Callable[[], None] | None = None, interval: float = 1.0):
+    def __init__(self, tick: Callable[[], None] | None = None, interval: float = 0.5):
         self.peak_mb = 0
         self._tick, self._interval = tick, interval
         self._over = threading.Event()

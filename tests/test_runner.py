@@ -72,11 +72,11 @@ def test_everything_runs_once_and_is_then_up_to_date(sequence: Sequence) -> None
 
 def test_a_parameter_makes_the_notebooks_that_take_it_stale(sequence: Sequence) -> None:
     sequence.run()
-    assert sequence.run(beta=2.0) == ["02"]
-    assert sequence.run(beta=2.0, threads=1) == []
-    assert sequence.run(beta=2.0, seed=1) == ["00", "01", "02"]
+    assert sequence.run(beta=0.25) == ["02"]
+    assert sequence.run(beta=0.25, threads=1) == []
+    assert sequence.run(beta=0.25, seed=1) == ["00", "01", "02"]
     assert json.loads((sequence.run_dir / "selection" / "data.json").read_text())["seed"] == 1
-    assert json.loads((sequence.run_dir / "run.json").read_text())["settings"]["beta"] == 2.0
+    assert json.loads((sequence.run_dir / "run.json").read_text())["settings"]["beta"] == 0.25
     assert len(list((sequence.run_dir / "superseded").iterdir())) == 2
 
 
