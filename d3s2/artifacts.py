@@ -33,7 +33,7 @@ from d3s2.sources import code_version
 
 MANIFEST, IN_PROGRESS, SUPERSEDED = "manifest.json", "in_progress.json", "superseded"
 STAGE_LOG = "D3S2_STAGE_LOG"
-"""Environment variable: a file to which every stage that is used as finished adds its name and key (see `runner`)."""
+"""Environment variable: a file to which every stage that is used as finished adds its run folder, name and key (see `runner`)."""
 
 WRITERS = {
     "statistics": "01_data_statistics",
@@ -220,7 +220,8 @@ class Stage:
     def _note(self) -> None:
         if log := os.environ.get(STAGE_LOG):
             with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"name": self.name, "key": self.key}) + "\n")
+                entry = {"run_dir": str(self.run_dir.absolute()), "name": self.name, "key": self.key}
+                file.write(json.dumps(entry) + "\n")
 
 
 def verify(run_dir: str | Path, name: str, key: str) -> bool:

@@ -158,7 +158,7 @@ def _execute(chapter: Chapter, settings: config.Settings, key: str, force: bool,
     display.end(f"{clock(seconds)}, at most {meter.peak_mb} MB")
     artifacts.write_json(
         record,
-        {"key": key, "stages": _stages(log), "seconds": round(seconds, 1), "peak_memory_mb": meter.peak_mb},
+        {"key": key, "stages": _stages(log, settings.run_dir), "seconds": round(seconds, 1), "peak_memory_mb": meter.peak_mb},
     )
     log.unlink(missing_ok=True)
 
@@ -176,10 +176,14 @@ def _stage_log(chapter: Chapter, run_dir: str) -> Path:
     return Path(run_dir) / EXECUTED / f".{chapter.name}.stages"
 
 
-def _stages(log: Path) -> list[dict[str, str]]:
-    """Stages that a notebook finished or found current, as its kernel noted them; the last word on each counts."""
+def _stages(log: Path, run_dir: str) -> list[dict[str, str]]:
+    """Stages of the run that a notebook finished or found current, as its kernel noted; the last word on each counts.
+
+    Those that it made elsewhere, to show how a stage works, are its own business.
+    """
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    latest = {entry["name"]: entry["key"] for entry in map(json.loads, lines)}
+    entries = [entry for entry in map(json.loads, lines) if entry["run_dir"] == run_dir]
+    latest = {entry["name"]: entry["key"] for entry in entries}
     return [{"name": name, "key": key} for name, key in sorted(latest.items())]
 
 

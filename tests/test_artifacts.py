@@ -288,7 +288,7 @@ def test_used_stages_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     stage = finish(make_stage(tmp_path))
     assert stage.is_current()
     assert [json.loads(line) for line in log.read_text().splitlines()] == [
-        {"name": "selection", "key": stage.key}
+        {"run_dir": str(tmp_path), "name": "selection", "key": stage.key}
     ] * 2
 
 

@@ -70,6 +70,16 @@ def test_everything_runs_once_and_is_then_up_to_date(sequence: Sequence) -> None
     assert [name for name, _, _ in runner.timings(sequence.run_dir)] == ["00_start", "01_first", "02_second"]
 
 
+def test_a_stage_elsewhere_is_no_part_of_the_run(sequence: Sequence) -> None:
+    elsewhere = stage_cell("example").replace("settings.run_dir, 'example'", "folder.name, 'example'")
+    play = f"import tempfile\nfolder = tempfile.TemporaryDirectory()\n{elsewhere}\nfolder.cleanup()"
+    write_notebook(sequence.notebooks / "00_start.ipynb", play.replace("    folder = stage", "    inside = stage")
+                   .replace("folder / ", "inside / "))  # fmt: skip
+    assert sequence.run() == ["00", "01", "02"]
+    assert sequence.run() == []
+    assert json.loads((sequence.run_dir / "executed" / "00_start.json").read_text())["stages"] == []
+
+
 def test_a_parameter_makes_the_notebooks_that_take_it_stale(sequence: Sequence) -> None:
     sequence.run()
     assert sequence.run(beta=0.25) == ["02"]
