@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import base64
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from PIL import Image
 
 from d3s2 import artifacts, sources
 from d3s2.errors import D3S2Error
 
+MOST_BYTES = 480_000
+"""Above this a published notebook gets coarser pictures: a repository's web view loads no megabytes."""
 _FILE_NAME = re.compile(r"(\d\d)_\w+\.ipynb")
 
 
@@ -99,9 +104,22 @@ def publish(executed: Path, target: Path) -> None:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": language})
     _number_ids(notebook)
+    if len(nbformat.writes(notebook)) > MOST_BYTES:
+        _shrink_pictures(notebook)
     nbformat.validate(notebook)
     with artifacts.atomic_path(target) as temporary:
         nbformat.write(notebook, temporary)
+
+
+def _shrink_pictures(notebook: nbformat.NotebookNode) -> None:
+    """Large pictures in 64 colours: what a repository shows may be coarser than what a live notebook does."""
+    for cell in _code(notebook):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if len(data.get("image/png", "")) > 40_000:
+                picture, small = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))), io.BytesIO()
+                picture.convert("RGB").quantize(64, kmeans=2, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+                data["image/png"] = base64.b64encode(small.getvalue()).decode() + "\n"
 
 
 def _code(notebook: nbformat.NotebookNode) -> list[Any]:

@@ -51,7 +51,7 @@ def measure(work: Path, out: Path, lengths: Sequence[int], parallel: int, seed: 
         writer.writerow(["iterations", "seed", "miou", "seconds"])
         writer.writerows([r.iterations, r.seed, round(r.miou, 2), round(r.seconds)] for r in results)
     facts = {
-        "command": "python -m d3s2.curve",
+        "command": "python -m d3s2.curve --lengths " + " ".join(map(str, sorted(lengths))),
         "images": len(train),
         "batch_size": settings.batch_size,
         "machine": environment.device_name("cpu") + ", one core a training",

@@ -32,7 +32,8 @@ def live(values: Mapping[str, Any], draw: Callable[[Any], np.ndarray], zoom: int
 
 
 def _knob(names: list[str], picture: Callable[[str], bytes]) -> Any:
-    from ipywidgets import HTML, Image as ImageWidget, SelectionSlider, VBox
+    from ipywidgets import HTML, SelectionSlider, VBox
+    from ipywidgets import Image as ImageWidget
 
     view, note = ImageWidget(format="png", value=picture(names[0])), HTML()
     slider = SelectionSlider(options=names, continuous_update=False, layout={"width": "560px"})

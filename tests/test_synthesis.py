@@ -16,7 +16,8 @@ from d3s2.errors import D3S2Error
 from d3s2.generators import LayoutGenerator, LayoutUNet, class_sets, load_generator, noise_schedule, save_half
 from d3s2.guidance import Guidance, initial_noise
 from d3s2.losses import FeatureTargets
-from d3s2.prepare import Recipe as Training, train_generator, train_proxy
+from d3s2.prepare import Recipe as Training
+from d3s2.prepare import train_generator, train_proxy
 from d3s2.proxy import ProxySegmenter, load_proxy
 from d3s2.statistics import feature_statistics
 from d3s2.synthesis import Recipe, guidance_losses, image_seed, read_masks, synthesise, to_uint8
@@ -120,7 +121,7 @@ def test_a_dropped_condition_hides_the_layout(parts):
 
 
 def test_training_resumes_to_the_same_weights_and_saves_what_it_loads(dataset, tmp_path):
-    say = lambda line: None  # noqa: E731
+    say = lambda line: None
     recipe = Training(4, batch_size=2, save_every=2, log_every=2)
     whole = train_proxy(dataset, tmp_path / "whole", recipe, say)
     train_proxy(dataset, tmp_path / "cut", recipe, say)

@@ -9,8 +9,8 @@ Coordinates are fractions of the image: x grows to the right, y grows downwards,
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 from PIL import Image
