@@ -65,6 +65,6 @@ def load_proxy(folder: Path, device: str = "cpu") -> ProxySegmenter:
     """Load a proxy, frozen, in evaluation mode and fp32. Raises D3S2Error when the folder holds none."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise D3S2Error(f"No proxy in {folder}: expected config.json there. Train one with `d3s2 prepare`.")
+        raise D3S2Error(f"No proxy in {folder}: expected config.json there. Train one with `python -m d3s2.prepare`.")
     proxy = ProxySegmenter.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     return proxy.requires_grad_(False).eval().to(device)

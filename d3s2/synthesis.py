@@ -104,7 +104,7 @@ def synthesise(generator: LayoutGenerator, proxy: ProxySegmenter, targets: Featu
                         "the selection must hold each mask once and at least one.")
     if generator.unet.config.num_classes != dataset.num_classes:
         raise D3S2Error(f"The generator knows {generator.unet.config.num_classes} classes, {dataset.name} has "
-                        f"{dataset.num_classes}: train a generator for this dataset with `d3s2 prepare`.")
+                        f"{dataset.num_classes}: train a generator for this dataset with `python -m d3s2.prepare`.")
     write_classes(folder / "classes.csv", dataset.classes)
     for part in ("train/images", "train/labels", "records"):
         (folder / part).mkdir(parents=True, exist_ok=True)

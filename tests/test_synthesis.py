@@ -144,7 +144,7 @@ def test_generator_trains_saves_and_loads(dataset, tmp_path):
 
 @pytest.mark.parametrize("load", [load_generator, load_proxy])
 def test_missing_weights_say_how_to_get_them(load, tmp_path):
-    with pytest.raises(D3S2Error, match="d3s2 prepare"):
+    with pytest.raises(D3S2Error, match="d3s2.prepare"):
         load(tmp_path)
 
 
