@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import config, environment
+from . import config
 from .artifacts import atomic_path, read_json, write_json
 from .data.prepare import open_splits
 from .errors import D3S2Error
@@ -54,9 +55,17 @@ def measure(work: Path, out: Path, lengths: Sequence[int], parallel: int, seed: 
         "command": "python -m d3s2.curve --lengths " + " ".join(map(str, sorted(lengths))),
         "images": len(train),
         "batch_size": settings.batch_size,
-        "machine": environment.device_name("cpu") + ", one core a training",
+        "machine": f"{_processor()}, one core a training",
     }
     write_json(out.with_suffix(".json"), facts)
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it (Linux), else its architecture."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def read_curve(path: Path = REFERENCE) -> tuple[list[tuple[int, float]], dict[str, object]]:
