@@ -19,6 +19,7 @@ from d3s2 import artifacts
 from d3s2.errors import D3S2Error
 
 RUN_FILE = "run.json"
+EMBEDDED_WEIGHTS = Path(__file__).resolve().parent / "weights" / "scenes"
 
 
 def _parameter(kind: type, help: str, low: float | None = None, high: float | None = None, unit: str = "",
@@ -111,7 +112,8 @@ _SCENES: dict[str, Any] = {
 PROFILES: dict[str, dict[str, Any]] = {
     "scenes": _SCENES,
     "camvid": _SCENES
-    | {"data_format": "camvid", "image_size": "96x128", "train_images": 0, "val_images": 0, "budget": 0.05},
+    | {"data_format": "camvid", "image_size": "96x128", "train_images": 0, "val_images": 0, "budget": 0.05,
+       "proxy_iterations": 1200, "generator_iterations": 2000},
     "smoke": _SCENES
     | {
         "train_images": 200,
@@ -196,7 +198,7 @@ def notebooks_folder() -> Path:
 def weights_folder(settings: Settings) -> Path:
     """Folder with `proxy/` and `generator/`: in the package for scenes, else made by the run, in its folder."""
     if settings.data_format == "scenes":
-        return Path(__file__).resolve().parent / "weights" / "scenes"
+        return EMBEDDED_WEIGHTS
     return Path(settings.run_dir) / "weights"
 
 

@@ -17,7 +17,7 @@ from d3s2.generators import LayoutGenerator, LayoutUNet, class_sets, load_genera
 from d3s2.guidance import Guidance, initial_noise
 from d3s2.losses import FeatureTargets
 from d3s2.prepare import Recipe as Training
-from d3s2.prepare import train_generator, train_proxy
+from d3s2.prepare import train_generator, train_proxy, warm_start
 from d3s2.proxy import ProxySegmenter, load_proxy
 from d3s2.statistics import feature_statistics
 from d3s2.synthesis import Recipe, guidance_losses, image_seed, read_masks, synthesise, to_uint8
@@ -121,13 +121,19 @@ def test_a_dropped_condition_hides_the_layout(parts):
 
 
 def test_training_resumes_to_the_same_weights_and_saves_what_it_loads(dataset, tmp_path):
-    say = lambda line: None
-    recipe = Training(4, batch_size=2, save_every=2, log_every=2)
-    whole = train_proxy(dataset, tmp_path / "whole", recipe, say)
-    train_proxy(dataset, tmp_path / "cut", recipe, say)
-    state = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 4
-    again = train_proxy(dataset, tmp_path / "cut", recipe, say)  # nothing left to do
+    recipe = Training(4, batch_size=2, save_every=2, log_every=1)
+    whole = train_proxy(dataset, tmp_path / "whole", recipe, lambda line: None)
+
+    def cut(line):
+        if line.startswith("iteration 3/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_proxy(dataset, tmp_path / "cut", recipe, cut)
+    assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["step"] == 2
+    said = []
+    again = train_proxy(dataset, tmp_path / "cut", recipe, said.append)
+    assert said[0] == "going on at iteration 2" and len(said) == 3
     for a, b in zip(whole.state_dict().values(), again.state_dict().values()):
         torch.testing.assert_close(a, b)
     loaded, images = load_proxy(tmp_path / "whole"), torch.rand(1, 3, 64, 64) * 2 - 1
@@ -140,6 +146,15 @@ def test_generator_trains_saves_and_loads(dataset, tmp_path):
     assert loaded.unet.dtype == torch.float32 and loaded.scheduler.config.prediction_type == "v_prediction"
     for a, b in zip(generator.unet.parameters(), loaded.unet.parameters()):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_a_warm_start_copies_all_that_does_not_depend_on_the_classes():
+    source, model = ProxySegmenter(20), ProxySegmenter(11)
+    untouched = model.state_dict()["head.weight"].clone()
+    left = warm_start(model, source.state_dict())
+    assert left == ["head.bias", "head.weight"] and torch.equal(model.head.weight, untouched)
+    for name, value in source.state_dict().items():
+        assert name in left or torch.equal(model.state_dict()[name], value)
 
 
 @pytest.mark.parametrize("load", [load_generator, load_proxy])
