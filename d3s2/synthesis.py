@@ -111,7 +111,7 @@ def guidance_losses(proxy: ProxySegmenter, labels: Tensor, targets: FeatureTarge
     areas = ClassAreas(labels, len(targets.mean[0]))
 
     def losses(images: Tensor) -> dict[str, Tensor]:
-        output = proxy(images.to(proxy.dtype))
+        output = proxy(images)
         return {"segmentation": segmentation_consistency(output.logits, labels, options.balance),
                 "feature": feature_matching(output.features, areas, targets, options.kappa, layers=layers, memory=memory)}
 
