@@ -79,6 +79,16 @@ def class_sets(layout: Tensor, num_classes: int) -> Tensor:
     return (counts[:, :num_classes] > 0).float()
 
 
+def pad_batch(batch: Tensor) -> Tensor:
+    """The batch, with its last item repeated until there are four.
+
+    For one or two images a CPU's kernels sum in another order than for more, and the last bits differ: padded, an image
+    comes out the same in every company.
+    """
+    missing = 4 - len(batch)
+    return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing > 0 else batch
+
+
 def save_half(model: ModelMixin, folder: Path) -> None:
     """Write config.json and fp16 safetensors; the model itself keeps its precision."""
     nn.Module.half(copy.deepcopy(model)).save_pretrained(folder)

@@ -11,6 +11,12 @@ Adding the gradient to eps moves x0_hat by -sqrt((1 - a_t) / a_t) times it: down
 
 `jacobian="full"` differentiates through the generator; "detach" treats eps as a constant, so that
 g = (d loss / d x0_hat) / sqrt(a_t): no backward pass through the generator. Which form the paper uses is unknown to us.
+
+A step goes from t to the next timestep s as in DDIM (Song et al. 2021), whose eta runs from 0, deterministic, to 1, as
+noisy as DDPM:
+    x_s = sqrt(a_s) x0 + sqrt(1 - a_s - sigma^2) eps + sigma z,   sigma^2 = eta^2 (1 - a_s) / (1 - a_t) (1 - a_t / a_s).
+Recurrence (time travel; Universal Guidance, FreeDoM) takes a guided step R times, noising again in between:
+    x_t = sqrt(a_t / a_s) x_s + sqrt(1 - a_t / a_s) z.
 """
 from __future__ import annotations
 
@@ -39,6 +45,11 @@ class Guidance:
         mode: "norm" or "raw" (see the module's text).
         jacobian: "detach" or "full".
         cfg_scale: classifier-free guidance w, v = v_free + w (v_conditioned - v_free); 1 = conditioned only.
+        eta: 0 = deterministic DDIM, 1 = as much fresh noise as DDPM.
+        recurrence: how often each guided step is taken; 1 = once, no time travel.
+        clip_norm: largest length of what is added to eps, as a share of |eps|, image by image; 0 = no bound.
+        every: take the gradient anew at each so-many-th guided step and use it again in between, where neither the
+            losses nor a backward pass are computed; 1 = at each. Larger values are an approximation.
     """
 
     scales: Mapping[str, float] = field(default_factory=dict)
@@ -46,6 +57,10 @@ class Guidance:
     mode: str = "norm"
     jacobian: str = "detach"
     cfg_scale: float = 1.0
+    eta: float = 0.0
+    recurrence: int = 1
+    clip_norm: float = 0.0
+    every: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in ("norm", "raw"):
@@ -54,19 +69,31 @@ class Guidance:
             raise D3S2Error(f"jacobian is {self.jacobian!r}: use 'detach' or 'full'.")
         if not 0 <= self.window[0] <= self.window[1] <= 1:
             raise D3S2Error(f"window is {self.window}: give two fractions with 0 <= start <= end <= 1.")
+        if not 0 <= self.eta <= 1:
+            raise D3S2Error(f"eta is {self.eta}: give a number from 0 (deterministic) to 1 (as noisy as DDPM).")
+        if self.recurrence < 1 or self.every < 1:
+            raise D3S2Error(f"recurrence is {self.recurrence} and every is {self.every}: both count from 1.")
+        if not self.clip_norm >= 0:
+            raise D3S2Error(f"clip_norm is {self.clip_norm}: give a positive share of the noise's length, or 0 for no bound.")
+
+    @property
+    def random(self) -> bool:
+        """Whether the run needs fresh noise on its way."""
+        return self.eta > 0 or self.recurrence > 1
 
 
 @dataclass
 class Step:
     """One step of the sampler, for drawing and for tests."""
 
-    index: int
+    index: int  # which timestep, from 0
     t: int
     x: Tensor  # float[B, 3, H, W] after the step
     x0: Tensor  # float[B, 3, H, W], the clean image as predicted before guidance, in [-1, 1]
-    losses: dict[str, Tensor]  # float[B] each; empty outside the window
+    losses: dict[str, Tensor]  # float[B] each; empty outside the window and where an old gradient is used again
     gradient_norms: dict[str, Tensor]  # float[B] each, before normalisation
     gradient: Tensor | None  # float[B, 3, H, W] added to eps, or None
+    repeat: int = 0  # which pass of the recurrence, from 0
 
 
 def timesteps(steps: int, train_steps: int = 1000) -> list[int]:
@@ -80,47 +107,84 @@ def timesteps(steps: int, train_steps: int = 1000) -> list[int]:
     return list(range(0, train_steps, stride))[::-1]
 
 
+class NoiseStream:
+    """One random generator per image: its first draw is x_T, each later one the noise of a stochastic step.
+
+    So the noise of an image follows from its own seed, whatever the batch, the order or the shard it is in.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self) -> Tensor:
+        """float32[B, *shape] on the CPU: the next standard normal draw of every image."""
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in self._generators])
+
+
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """float[B, *shape]: standard normal noise, one random generator per image, whatever the batch."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return NoiseStream(seeds, shape)()
 
 
 def sample(generator: LayoutGenerator, noise: Tensor, layout: Tensor | None, classes: Tensor | None, steps: int = 50,
-           guidance: Guidance = Guidance(), losses: Losses | None = None, clip: bool = True) -> Iterator[Step]:
-    """Run DDIM (eta = 0) from `noise` and yield every step; the last step's `x` is the image.
+           guidance: Guidance = Guidance(), losses: Losses | None = None, clip: bool = True,
+           fresh: Callable[[], Tensor] | None = None) -> Iterator[Step]:
+    """Sample from `noise` and yield every step; the last step's `x` is the image.
 
     Args:
         noise: float[B, 3, H, W]; layout: int64[B, H, W]; classes: float[B, C] (see `LayoutUNet.forward`).
         losses: see `Losses`; those without a scale are measured in the window but do not steer.
         clip: keep the predicted clean image in [-1, 1] (and the noise consistent with it), as for pixel-space models.
+        fresh: noise for eta > 0 and recurrence > 1, float[B, 3, H, W] at each call: a `NoiseStream` that `noise` came from.
     Raises:
-        D3S2Error: for steps that do not divide the schedule, a scale for a loss that there is not, or a loss that is not finite
-            (naming loss, step and image).
+        D3S2Error: for steps that do not divide the schedule, a scale for a loss that there is not, a loss that is not finite
+            (naming loss, step and image), and a stochastic run without `fresh`.
     """
+    if guidance.random and fresh is None:
+        raise D3S2Error(f"eta = {guidance.eta} and recurrence = {guidance.recurrence} need fresh noise: give `fresh`, a NoiseStream.")
     alpha_bars = generator.scheduler.alphas_cumprod.tolist()
     schedule = timesteps(steps, len(alpha_bars))
     first, last = (round(edge * steps) for edge in guidance.window)
     x = noise
+    held: dict[str, Tensor] = {}  # the gradients last taken
     for index, t in enumerate(schedule):
         a_t = alpha_bars[t]
         a_next = alpha_bars[schedule[index + 1]] if index + 1 < steps else 1.0
         guided = losses is not None and first <= index < last and any(guidance.scales.values())
-        eps, x0, found = _predict(generator, x, t, a_t, layout, classes, guidance, losses if guided else None, index)
-        if found.gradient is not None:
-            eps = eps + found.gradient
-        clean = (x - math.sqrt(1 - a_t) * eps) / math.sqrt(a_t)
-        if clip:
-            clean = clean.clamp(-1, 1)
-            eps = (x - math.sqrt(a_t) * clean) / math.sqrt(1 - a_t)  # the noise that belongs to the clipped image
-        x = math.sqrt(a_next) * clean + math.sqrt(1 - a_next) * eps
-        yield Step(index, t, x, x0, found.values, found.norms, found.gradient)
+        for repeat in range(guidance.recurrence if guided else 1):
+            if repeat:
+                x = math.sqrt(a_t / a_next) * x + math.sqrt(1 - a_t / a_next) * fresh().to(x)
+            again = guided and (index - first) % guidance.every > 0
+            asked = losses if guided and not again else None
+            eps, x0, found = _predict(generator, x, t, a_t, layout, classes, guidance, asked, index)
+            held = found.gradients if asked else held
+            gradient = _combine(held, eps, a_t, guidance) if guided else None
+            x = _step(x, eps, gradient, a_t, a_next, guidance.eta, clip, fresh)
+            yield Step(index, t, x, x0, found.values, found.norms, gradient, repeat)
+
+
+def _step(x: Tensor, eps: Tensor, gradient: Tensor | None, a_t: float, a_next: float, eta: float, clip: bool,
+          fresh: Callable[[], Tensor] | None) -> Tensor:
+    """From x_t to x_s with the noise prediction eps, plus the gradient."""
+    if gradient is not None:
+        eps = eps + gradient
+    clean = (x - math.sqrt(1 - a_t) * eps) / math.sqrt(a_t)
+    if clip:
+        clean = clean.clamp(-1, 1)
+        eps = (x - math.sqrt(a_t) * clean) / math.sqrt(1 - a_t)  # the noise that belongs to the clipped image
+    variance = eta**2 * (1 - a_next) / (1 - a_t) * (1 - a_t / a_next)
+    x = math.sqrt(a_next) * clean + math.sqrt(1 - a_next - variance) * eps
+    return x + math.sqrt(variance) * fresh().to(x) if variance > 0 else x
 
 
 @dataclass
 class _Found:
+    """What the losses say at one timestep; all empty where they are not asked."""
+
     values: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)  # d loss / d x_t
     norms: dict[str, Tensor] = field(default_factory=dict)
-    gradient: Tensor | None = None
 
 
 def _predict(generator: LayoutGenerator, x: Tensor, t: int, a_t: float, layout: Tensor | None, classes: Tensor | None,
@@ -132,37 +196,37 @@ def _predict(generator: LayoutGenerator, x: Tensor, t: int, a_t: float, layout: 
         v = _velocity(generator, x, t, layout, classes, guidance.cfg_scale)
         x0 = math.sqrt(a_t) * x - math.sqrt(1 - a_t) * v
         eps = math.sqrt(a_t) * v + math.sqrt(1 - a_t) * x
-    found = _Found()
-    if losses is not None:
-        leaf, factor = (x, 1.0) if full else (x0.detach().requires_grad_(), 1 / math.sqrt(a_t))
-        with torch.enable_grad():
-            values = losses((x0 if full else leaf).clamp(-1, 1))
-        found.values = {name: value.detach() for name, value in values.items()}
-        gradients = {name: factor * g for name, g in _gradients(values, leaf, guidance.scales, index).items()}
-        found.norms = {name: gradient.flatten(1).norm(dim=1) for name, gradient in gradients.items()}
-        found.gradient = _combine(gradients, eps.detach(), a_t, guidance)
+    if losses is None:
+        return eps, x0.clamp(-1, 1), _Found()
+    leaf, factor = (x, 1.0) if full else (x0.detach().requires_grad_(), 1 / math.sqrt(a_t))
+    with torch.enable_grad():
+        values = losses((x0 if full else leaf).clamp(-1, 1))
+    found = _Found({name: value.detach() for name, value in values.items()})
+    for name, gradient in _gradients(values, leaf, guidance.scales, index):
+        found.gradients[name] = factor * gradient
+        found.norms[name] = _lengths(found.gradients[name])
+        _check_finite(found.norms[name], f"the gradient of loss {name!r}", index)
     return eps.detach(), x0.detach().clamp(-1, 1), found
 
 
-def _gradients(values: Mapping[str, Tensor], leaf: Tensor, scales: Mapping[str, float], index: int) -> dict[str, Tensor]:
+def _gradients(values: Mapping[str, Tensor], leaf: Tensor, scales: Mapping[str, float], index: int) -> Iterator[tuple[str, Tensor]]:
     """d loss / d leaf of every loss with a scale, each on its own. The sum over images keeps them independent."""
     wanted = [name for name, scale in scales.items() if scale]
-    gradients = {}
     for name in wanted:
         if name not in values:
             raise D3S2Error(f"guidance scale for {name!r}, but the losses are {sorted(values)}.")
         _check_finite(values[name], f"loss {name!r}", index)
-        gradients[name] = torch.autograd.grad(values[name].sum(), leaf, retain_graph=name != wanted[-1])[0]
-        _check_finite(gradients[name].flatten(1).sum(1), f"the gradient of loss {name!r}", index)
-    return gradients
+        yield name, torch.autograd.grad(values[name].sum(), leaf, retain_graph=name != wanted[-1])[0]
 
 
 def _velocity(generator: LayoutGenerator, x: Tensor, t: int, layout: Tensor | None, classes: Tensor | None, w: float) -> Tensor:
-    """Classifier-free guidance; w = 1 costs one evaluation, w = 0 needs no condition."""
-    conditioned = generator.unet(x, torch.tensor(t, device=x.device), layout, classes)
+    """Classifier-free guidance; w = 1 costs one evaluation, w = 0 needs no condition. In x's precision, whatever the network's."""
+    at = torch.tensor(t, device=x.device)
+    inputs = x.to(getattr(generator.unet, "dtype", x.dtype))
+    conditioned = generator.unet(inputs, at, layout, classes).to(x.dtype)
     if w == 1.0:
         return conditioned
-    free = generator.unet(x, torch.tensor(t, device=x.device), None, None)
+    free = generator.unet(inputs, at, None, None).to(x.dtype)
     return free + w * (conditioned - free)
 
 
@@ -171,10 +235,21 @@ def _combine(gradients: Mapping[str, Tensor], eps: Tensor, a_t: float, guidance:
     total = torch.zeros_like(eps)
     for name, gradient in gradients.items():
         if guidance.mode == "norm":
-            length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
-            gradient = gradient * (eps.flatten(1).norm(dim=1) / length)[:, None, None, None]
+            gradient = gradient * _ratio(eps, gradient)
         total = total + guidance.scales[name] * math.sqrt(1 - a_t) * gradient
+    if guidance.clip_norm:
+        total = total * (guidance.clip_norm * _ratio(eps, total)).clamp(max=1)
     return total
+
+
+def _lengths(images: Tensor) -> Tensor:
+    """float[B], the Euclidean length of each image."""
+    return images.flatten(1).norm(dim=1)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """float[B, 1, 1, 1], |a| / |b| image by image."""
+    return (_lengths(a) / _lengths(b).clamp(min=1e-12))[:, None, None, None]
 
 
 def _check_finite(values: Tensor, what: str, index: int) -> None:

@@ -51,8 +51,8 @@ class ProxySegmenter(ModelMixin, ConfigMixin):
         return tuple(f"encoder{n + 1}" for n in range(len(self.encoder))) + ("decoder",)
 
     def forward(self, images: Tensor) -> ProxyOutput:
-        """Segment float[B, 3, H, W] images in [-1, 1]."""
-        features, x = [], images
+        """Segment float[B, 3, H, W] images in [-1, 1]; computed, and answered, in the network's own precision."""
+        features, x = [], images.to(self.dtype)
         for stage in self.encoder:
             x = stage(x)
             features.append(x)

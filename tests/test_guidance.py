@@ -1,4 +1,25 @@
-"""The sampler against closed forms, diffusers' own scheduler and finite differences."""
+"""The sampler against closed forms, diffusers' own scheduler and finite differences.
+
+What must hold of guidance, and where it is tested (L: test_losses.py, S: test_synthesis.py, Q: test_quality.py):
+
+[x] lambda 0, no losses or an empty window: bit-identical to unguided
+[x] the loop is diffusers' DDIM, for eta from 0 to 1, given the same noise
+[x] closed forms of the shift: of x_s by sqrt(1 - a_s) - sqrt(a_s (1 - a_t) / a_t) < 0 times what is added to eps, of the
+    clean image by -sqrt((1 - a_t) / a_t) times it
+[x] descent, not ascent, in both modes and with both Jacobians; the wrong sign ascends
+[x] norm mode: a loss times a constant changes nothing; the length is lambda sqrt(1 - a_t) |eps|; two gradients are
+    normalised each on its own. Raw mode: s(t) = lambda sqrt(1 - a_t), from lambda at pure noise to 0 at the image
+[x] detach equals full for a constant denoiser, and differs for another
+[x] finite differences in float64: linear denoiser (here), both losses through a network (here and L)
+[x] window counters; recurrence 1 is no recurrence; recurrence keeps the marginal at its level
+[x] clipping bounds the length and keeps the direction; a gradient used again keeps its direction
+[x] one seed, one image: batch size, order and shard do not matter, stochastic or not (here), to the byte of the PNG (S)
+[x] losses in float32 whatever the network's precision; what is not finite is named with loss, step and image
+[x] L: permutation inside a class, relabelling, ignored pixels; the feature loss is 0 for the real set itself, also as a
+    set; one class everywhere is plain mean and deviation matching; constant features have no variance
+[x] S: an interrupted run gives the same bytes, in the set scope too
+[ ] DPS, FreeDoM, backward guidance and batch-norm matching have identities of their own; they are not built
+"""
 from __future__ import annotations
 
 import math
@@ -8,7 +29,10 @@ import torch
 
 from d3s2.errors import D3S2Error
 from d3s2.generators import LayoutGenerator, LayoutUNet, class_sets, noise_schedule
-from d3s2.guidance import Guidance, _predict, finish, initial_noise, sample, timesteps
+from d3s2.guidance import Guidance, NoiseStream, _combine, _predict, finish, initial_noise, sample, timesteps
+from d3s2.losses import FeatureTargets, feature_matching, segmentation_consistency
+from d3s2.proxy import ProxySegmenter
+from d3s2.statistics import ClassMoments
 
 SCHEDULE = noise_schedule()
 ALPHA = SCHEDULE.alphas_cumprod.tolist()
@@ -41,15 +65,18 @@ def test_no_scale_or_no_window_is_bit_identical_to_unguided(tiny, start, guidanc
     assert torch.equal(finish(sample(tiny, *start, steps=5, guidance=guidance, losses=brightness)).x, plain)
 
 
-def test_unguided_loop_equals_diffusers_ddim(tiny, start):
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_unguided_loop_equals_diffusers_ddim(tiny, start, eta):
     noise, layout, classes = start
     SCHEDULE.set_timesteps(10)
-    x = noise
+    x, fresh = noise, NoiseStream([1, 2, 3], (3, 16, 16))
     for t in SCHEDULE.timesteps:
         v = tiny.unet(x, t, layout, classes)
-        x = SCHEDULE.step(v, t, x, use_clipped_model_output=True).prev_sample
+        z = fresh().double() if eta and t > 0 else torch.zeros_like(x)
+        x = SCHEDULE.step(v, t, x, eta=eta, use_clipped_model_output=True, variance_noise=z).prev_sample
     assert [int(t) for t in SCHEDULE.timesteps] == timesteps(10)
-    torch.testing.assert_close(finish(sample(tiny, noise, layout, classes, steps=10)).x, x, rtol=1e-5, atol=1e-5)
+    ours = sample(tiny, noise, layout, classes, steps=10, guidance=Guidance(eta=eta), fresh=NoiseStream([1, 2, 3], (3, 16, 16)))
+    torch.testing.assert_close(finish(ours).x, x, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["raw", "norm"])
@@ -63,12 +90,34 @@ def test_a_guided_step_moves_the_sample_by_the_closed_form(tiny, start, mode):
     torch.testing.assert_close(steered.x - plain.x, bracket * steered.gradient, rtol=1e-7, atol=1e-9)
 
 
+def test_the_last_step_moves_the_clean_image_by_the_closed_form(tiny, start):
+    plain = list(sample(tiny, *start, steps=10, clip=False))[-1]
+    steered = list(sample(tiny, *start, steps=10, guidance=Guidance({"bright": 0.3}, window=(0.9, 1)), losses=brightness, clip=False))[-1]
+    torch.testing.assert_close(steered.x - plain.x, -math.sqrt((1 - ALPHA[0]) / ALPHA[0]) * steered.gradient, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode, strength", [("norm", 0.3), ("raw", 30.0)])
 @pytest.mark.parametrize("jacobian", ["detach", "full"])
-def test_guidance_descends(tiny, start, jacobian):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_guidance_descends_and_the_wrong_sign_ascends(tiny, start, jacobian, mode, strength, sign):
     plain = finish(sample(tiny, *start, steps=10)).x
-    guidance = Guidance({"bright": 0.3}, window=(0, 1), jacobian=jacobian)
+    guidance = Guidance({"bright": sign * strength}, window=(0, 1), mode=mode, jacobian=jacobian)
     steered = finish(sample(tiny, *start, steps=10, guidance=guidance, losses=brightness)).x
-    assert (brightness(steered)["bright"] < brightness(plain)["bright"]).all()
+    change = brightness(steered)["bright"] - brightness(plain)["bright"]
+    assert (sign * change < 0).all()
+
+
+def test_raw_scale_runs_from_lambda_at_pure_noise_to_nothing_at_the_image():
+    gradient, eps = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    for a, share in ((0.0, 1.0), (0.75, 0.5), (1.0, 0.0)):
+        torch.testing.assert_close(_combine({"k": gradient}, eps, a, Guidance({"k": 7.0}, mode="raw")), 7.0 * share * gradient)
+
+
+def test_norm_mode_normalises_each_gradient_on_its_own():
+    a, b, eps = (torch.randn(2, 3, 4, 4, dtype=torch.float64) for _ in range(3))
+    guidance = Guidance({"a": 0.1, "b": 0.2})
+    sum_of_both = _combine({"a": a}, eps, 0.5, guidance) + _combine({"b": b}, eps, 0.5, guidance)
+    torch.testing.assert_close(_combine({"a": 1e6 * a, "b": b}, eps, 0.5, guidance), sum_of_both)
 
 
 def test_norm_mode_does_not_know_the_unit_of_a_loss_and_has_the_stated_length(tiny, start):
@@ -89,8 +138,14 @@ def test_detach_equals_full_when_the_noise_prediction_is_constant(start):
         return (fixed - math.sqrt(1 - a) * x) / math.sqrt(a)
 
     found = [_predict(toy(unet), start[0], 500, a, None, None, Guidance({"bright": 1.0}, mode="raw", jacobian=j),
-                      lambda x: {"bright": (x**3).flatten(1).mean(1)}, 0)[2].gradient for j in ("detach", "full")]
+                      lambda x: {"bright": (x**3).flatten(1).mean(1)}, 0)[2].gradients["bright"] for j in ("detach", "full")]
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_detach_is_not_full_when_the_noise_prediction_moves(tiny, start):
+    found = [_predict(tiny, start[0], 500, ALPHA[500], start[1], start[2], Guidance({"bright": 1.0}, jacobian=j), brightness, 0)[2]
+             for j in ("detach", "full")]
+    assert not torch.allclose(found[0].gradients["bright"], found[1].gradients["bright"], rtol=1e-2)
 
 
 def test_full_jacobian_agrees_with_finite_differences_on_a_linear_denoiser():
@@ -103,21 +158,127 @@ def test_full_jacobian_agrees_with_finite_differences_on_a_linear_denoiser():
         return ((math.sqrt(a) * z - math.sqrt(1 - a) * generator.unet(z, 0, None, None)) ** 3).sum()
 
     guidance = Guidance({"cube": 1.0}, mode="raw", jacobian="full")
-    gradient = _predict(generator, x, 500, a, None, None, guidance, lambda im: {"cube": (im**3).flatten(1).sum(1)}, 0)[2].gradient
+    gradient = _predict(generator, x, 500, a, None, None, guidance, lambda im: {"cube": (im**3).flatten(1).sum(1)}, 0)[2].gradients["cube"]
     for k in range(12):
         h = torch.zeros(12, dtype=torch.float64)
         h[k] = 1e-5
         slope = (loss(x + h.reshape(x.shape)) - loss(x - h.reshape(x.shape))) / 2e-5
-        assert gradient.flatten()[k].item() == pytest.approx(math.sqrt(1 - a) * slope.item(), rel=1e-6, abs=1e-10)
+        assert gradient.flatten()[k].item() == pytest.approx(slope.item(), rel=1e-6, abs=1e-10)
 
 
 @pytest.mark.parametrize("jacobian", ["detach", "full"])
-def test_batch_and_order_do_not_change_an_image(tiny, start, jacobian):
-    guidance = Guidance({"bright": 0.2, "red": 0.1}, window=(0.2, 0.9), jacobian=jacobian, cfg_scale=1.5)
-    together = finish(sample(tiny, *start, steps=5, guidance=guidance, losses=brightness)).x
-    order = [2, 0]
-    apart = finish(sample(tiny, *(part[order] for part in start), steps=5, guidance=guidance, losses=brightness)).x
-    torch.testing.assert_close(apart, together[order], rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("more", [{}, {"eta": 1.0}, {"recurrence": 3, "eta": 0.5}, {"every": 2, "clip_norm": 0.1}])
+def test_batch_and_order_do_not_change_an_image(tiny, start, jacobian, more):
+    guidance = Guidance({"bright": 0.2, "red": 0.1}, window=(0.2, 0.9), jacobian=jacobian, cfg_scale=1.5, **more)
+
+    def run(order):
+        stream = NoiseStream([[5, 6, 7][k] for k in order], (3, 16, 16))
+        noise = stream().double()
+        return finish(sample(tiny, noise, start[1][order], start[2][order], 5, guidance, brightness, fresh=stream)).x
+
+    together, again = run([0, 1, 2]), run([0, 1, 2])
+    assert torch.equal(together, again)
+    torch.testing.assert_close(run([2, 0]), together[[2, 0]], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(run([1]), together[[1]], rtol=1e-9, atol=1e-9)
+
+
+def test_recurrence_repeats_guided_steps_only_and_once_is_no_recurrence(tiny, start):
+    def run(**more):
+        stream = NoiseStream([5, 6, 7], (3, 16, 16))
+        return list(sample(tiny, *start, 10, Guidance({"bright": 0.1}, window=(0.2, 0.4), **more), brightness, fresh=stream))
+
+    assert torch.equal(run(recurrence=1)[-1].x, finish(sample(tiny, *start, 10, Guidance({"bright": 0.1}, window=(0.2, 0.4)), brightness)).x)
+    assert [(s.index, s.repeat) for s in run(recurrence=3) if s.losses] == [(2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
+    assert len(run(recurrence=3)) == 14
+
+
+def test_time_travel_keeps_the_marginal_of_its_level():
+    """For a denoiser that knows the one image there is, x_t has mean sqrt(a_t) x_0 and variance 1 - a_t, at each repeat."""
+    image, seen = torch.full((4, 3, 64, 64), 0.4, dtype=torch.float64), []
+
+    def unet(x, t, layout, classes):
+        a = ALPHA[int(t)]
+        seen.append((a, x))
+        return (math.sqrt(a) * x - image) / math.sqrt(1 - a)  # the v that makes x0_hat the image
+
+    stream = NoiseStream([1, 2, 3, 4], (3, 64, 64))
+    steering = Guidance({"red": 1e-12}, window=(0, 1), recurrence=2)
+    begin = math.sqrt(ALPHA[800]) * image + math.sqrt(1 - ALPHA[800]) * stream().double()
+    finish(sample(toy(unet), begin, None, None, 5, steering, brightness, fresh=stream))
+    assert len(seen) == 10
+    for a, x in seen:
+        assert x.mean().item() == pytest.approx(0.4 * math.sqrt(a), abs=5 * math.sqrt((1 - a) / x.numel()))
+        assert x.var().item() == pytest.approx(1 - a, rel=5 * math.sqrt(2 / x.numel()))
+
+
+def test_clipping_bounds_the_length_and_keeps_the_direction(tiny, start):
+    loose, tight, free = (next(sample(tiny, *start, 10, Guidance({"bright": 0.3, "red": 0.2}, (0, 1), clip_norm=c), brightness))
+                          for c in (100.0, 0.05, 0.0))
+    assert torch.equal(loose.gradient, free.gradient)
+    eps, _, _ = _predict(tiny, start[0], 900, ALPHA[900], start[1], start[2], Guidance(), None, 0)
+    torch.testing.assert_close(tight.gradient.flatten(1).norm(dim=1), 0.05 * eps.flatten(1).norm(dim=1))
+    assert torch.cosine_similarity(tight.gradient.flatten(1), free.gradient.flatten(1)).min() > 1 - 1e-12
+
+
+def test_a_gradient_used_again_keeps_its_direction_and_asks_no_loss(tiny, start):
+    asked = []
+
+    def counting(images):
+        asked.append(1)
+        return brightness(images)
+
+    trace = list(sample(tiny, *start, 10, Guidance({"bright": 0.2}, window=(0.2, 0.8), every=3), counting))
+    assert len(asked) == 2 and [s.index for s in trace if s.losses] == [2, 5]
+    assert [s.index for s in trace if s.gradient is not None] == [2, 3, 4, 5, 6, 7]
+    for one, other, same in ((2, 3, True), (2, 4, True), (2, 5, False)):
+        cosine = torch.cosine_similarity(trace[one].gradient.flatten(1), trace[other].gradient.flatten(1))
+        assert bool((cosine > 1 - 1e-12).all()) is same
+
+
+@pytest.mark.parametrize("jacobian", ["detach", "full"])
+def test_both_losses_steer_by_their_true_gradient(jacobian):
+    """Finite differences in float64 through proxy, losses and denoiser, along random directions."""
+    torch.manual_seed(0)
+    proxy = ProxySegmenter(4, channels=(4, 8)).double().eval().requires_grad_(False)
+    unet = LayoutUNet(4, channels=(32, 32), embedding=4, layers=1).double().eval().requires_grad_(False)
+    generator, a = LayoutGenerator(unet, SCHEDULE), ALPHA[500]
+    labels, x = torch.randint(0, 4, (1, 16, 16)), 0.3 * torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    moments = ClassMoments(4, [4, 8, 4])
+    moments.update(proxy(torch.randn(2, 3, 16, 16, dtype=torch.float64)).features, labels.expand(2, -1, -1))
+    targets = FeatureTargets.from_moments(moments, dtype=torch.float64)
+    eps, _, _ = _predict(generator, x, 500, a, labels, None, Guidance(), None, 0)
+
+    def losses(images):
+        output = proxy(images)
+        return {"segmentation": segmentation_consistency(output.logits, labels), "feature": feature_matching(output.features, labels, targets)}
+
+    def value(z, name):
+        noise = eps if jacobian == "detach" else _predict(generator, z, 500, a, labels, None, Guidance(), None, 0)[0]
+        return losses(((z - math.sqrt(1 - a) * noise) / math.sqrt(a)).clamp(-1, 1))[name].item()
+
+    guidance = Guidance({"segmentation": 1.0, "feature": 1.0}, jacobian=jacobian)
+    found = _predict(generator, x, 500, a, labels, None, guidance, losses, 0)[2].gradients
+    for seed, name in ((1, "segmentation"), (2, "feature")):
+        step = 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        slope = value(x + step, name) - value(x - step, name)
+        assert slope == pytest.approx(2 * (found[name] * step).sum().item(), rel=1e-4)
+
+
+def test_a_network_in_half_precision_is_judged_in_single(start):
+    torch.manual_seed(0)
+    unet = LayoutUNet(num_classes=4, channels=(32, 32), embedding=4, layers=1).eval().requires_grad_(False)
+    noise, layout, classes = start[0].float(), start[1], start[2].float()
+    seen = []
+
+    def losses(images):
+        seen.append(images.dtype)
+        return brightness(images)
+
+    guidance = Guidance({"bright": 0.1}, window=(0, 1), jacobian="full")
+    single = finish(sample(LayoutGenerator(unet, SCHEDULE), noise, layout, classes, 5, guidance, losses)).x
+    half = finish(sample(LayoutGenerator(unet.bfloat16(), SCHEDULE), noise, layout, classes, 5, guidance, losses)).x
+    assert set(seen) == {torch.float32} and half.dtype == torch.float32
+    assert 0 < (half - single).abs().mean() < 0.05
 
 
 def test_window_counts_its_steps(tiny, start):
@@ -139,7 +300,9 @@ def test_one_seed_one_noise_whatever_the_company():
 
 @pytest.mark.parametrize("make, message", [
     (lambda: Guidance(mode="loud"), "mode is 'loud'"), (lambda: Guidance(jacobian="half"), "jacobian is 'half'"),
-    (lambda: Guidance(window=(0.8, 0.2)), "window is"), (lambda: timesteps(30), "must divide 1000")])
+    (lambda: Guidance(window=(0.8, 0.2)), "window is"), (lambda: Guidance(eta=1.5), "eta is 1.5"),
+    (lambda: Guidance(recurrence=0), "recurrence is 0"), (lambda: Guidance(every=0), "every is 0"),
+    (lambda: Guidance(clip_norm=-1.0), "clip_norm is -1.0"), (lambda: timesteps(30), "must divide 1000")])
 def test_bad_settings_are_named(make, message):
     with pytest.raises(D3S2Error, match=message):
         make()
@@ -153,3 +316,17 @@ def test_a_loss_that_is_not_finite_is_named_with_step_and_image(tiny, start):
         finish(sample(tiny, *start, steps=5, guidance=Guidance({"bright": 0.1}, window=(0, 1)), losses=broken))
     with pytest.raises(D3S2Error, match="'dark'"):
         finish(sample(tiny, *start, steps=5, guidance=Guidance({"dark": 0.1}, window=(0, 1)), losses=brightness))
+
+
+def test_a_gradient_that_is_not_finite_is_named_too(tiny, start):
+    def kinked(images):  # the root of a sum of squares has no slope at zero
+        return {"kink": (images - images).square().flatten(1).sum(1).sqrt()}
+
+    with pytest.raises(D3S2Error, match="the gradient of loss 'kink' is not finite at step 1 for image 0"):
+        finish(sample(tiny, *start, steps=5, guidance=Guidance({"kink": 0.1}, window=(0.2, 1)), losses=kinked))
+
+
+@pytest.mark.parametrize("guidance", [Guidance(eta=0.5), Guidance(recurrence=2)])
+def test_a_stochastic_run_asks_for_its_noise(tiny, start, guidance):
+    with pytest.raises(D3S2Error, match="need fresh noise"):
+        next(sample(tiny, *start, steps=5, guidance=guidance))

@@ -1,4 +1,4 @@
-"""Identities and limits of the two losses (methods.md 1.4): no snapshots."""
+"""Identities and limits of the two losses, listed in test_guidance.py: no snapshots."""
 from __future__ import annotations
 
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from d3s2.errors import D3S2Error
-from d3s2.losses import FeatureTargets, class_moments, feature_matching, segmentation_consistency
+from d3s2.losses import ClassAreas, FeatureTargets, SetMemory, class_moments, pixel_losses, feature_matching, segmentation_consistency
 from d3s2.statistics import ClassMoments, soft_masks
 
 C, H, W = 5, 8, 12
@@ -134,6 +134,105 @@ def test_gradients_agree_with_finite_differences():
     features, targets = layers(13, batch=1), targets_of(layers(14, batch=1), labels)
     assert torch.autograd.gradcheck(lambda x: segmentation_consistency(x, labels, True), logits.requires_grad_())
     assert torch.autograd.gradcheck(lambda a, b: feature_matching([a, b], labels, targets), tuple(f.requires_grad_() for f in features), atol=1e-6)
+
+
+def moments_of(features: list[torch.Tensor], labels: torch.Tensor) -> ClassMoments:
+    moments = ClassMoments(C, [f.shape[1] for f in features])
+    moments.update(features, labels)
+    return moments
+
+
+def test_an_empty_memory_is_the_image_scope_to_the_bit():
+    _, labels = some(15)
+    features, targets = layers(15), targets_of(layers(16), labels)
+    empty = SetMemory.from_moments(ClassMoments(C, [6, 4]), dtype=torch.float64)
+    assert torch.equal(feature_matching(features, labels, targets, memory=empty), feature_matching(features, labels, targets))
+
+
+def test_the_real_set_made_so_far_and_now_has_no_loss_though_its_images_have():
+    _, labels = some(17, batch=6)
+    features = layers(17, batch=6)
+    targets = targets_of(features, labels)
+    memory = SetMemory.from_moments(moments_of([f[:5] for f in features], labels[:5]), dtype=torch.float64)
+    last = [f[5:] for f in features]
+    assert feature_matching(last, labels[5:], targets, min_area=1e-9, memory=memory).item() < 1e-12
+    assert feature_matching(last, labels[5:], targets, min_area=1e-9).item() > 0.01
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_memory_and_image_join_to_the_moments_of_all(seed):
+    _, labels = some(seed, batch=4)
+    features = layers(seed, batch=4)
+    memory = SetMemory.from_moments(moments_of([f[:3] for f in features], labels[:3]), dtype=torch.float64)
+    everything = moments_of(features, labels)
+    for layer, feature in enumerate(features):
+        n, mean, variance = class_moments(feature[3:], soft_masks(labels[3:], C, tuple(feature.shape[2:])).double())
+        mean, variance = memory.join(layer, n, mean, variance)
+        torch.testing.assert_close(mean[0], everything.mean[layer], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(variance[0], everything.variance()[layer], rtol=1e-6, atol=1e-9)
+
+
+def test_memory_does_not_know_the_order_or_the_shards_of_the_set():
+    _, labels = some(18, batch=6)
+    features, image = layers(18, batch=6), layers(19)
+    targets = targets_of(layers(20), labels[:3])
+    shards = [moments_of([f[part] for f in features], labels[part]) for part in ([4, 0], [5, 2, 1], [3])]
+    for shard in shards[1:]:
+        shards[0].merge(shard)
+    losses = [feature_matching(image, labels[:3], targets, memory=SetMemory.from_moments(m, dtype=torch.float64))
+              for m in (shards[0], moments_of(features, labels))]
+    torch.testing.assert_close(*losses)
+
+
+def test_in_the_set_scope_an_image_leans_against_the_error_of_those_before_it():
+    """Alone it would be pulled to the data's mean; after images that were too low, it is pulled beyond it."""
+    labels = torch.zeros(1, H, W, dtype=torch.int64)
+    real = [torch.randn(1, 6, H, W, dtype=torch.float64)]
+    targets, low = targets_of(real, labels), moments_of([real[0] - 1], labels)
+    for memory, sign in ((None, 0), (SetMemory.from_moments(low, dtype=torch.float64), -1)):
+        leaf = real[0].clone().requires_grad_()
+        loss = feature_matching([leaf], labels, targets, kappa=0.0, memory=memory)
+        slope = torch.autograd.grad(loss.sum(), leaf)[0].mean()
+        assert abs(slope) < 1e-12 if sign == 0 else slope < -1e-6
+
+
+def test_only_the_layers_chosen_are_compared():
+    _, labels = some(21)
+    features, targets = layers(21), targets_of(layers(22), labels)
+    first, second = (feature_matching(features, labels, targets, layers=[k]) for k in range(2))
+    torch.testing.assert_close(feature_matching(features, labels, targets), (first + second) / 2)
+    for wrong in ([], [2]):
+        with pytest.raises(D3S2Error, match="choose some of 0 to 1"):
+            feature_matching(features, labels, targets, layers=wrong)
+
+
+def test_areas_computed_once_change_no_bit():
+    _, labels = some(23)
+    targets, areas = targets_of(layers(24), labels), ClassAreas(labels, C)
+    for seed in (25, 26):
+        assert torch.equal(feature_matching(layers(seed), areas, targets), feature_matching(layers(seed), labels, targets))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_losses_of_half_precision_features_are_computed_in_single(half):
+    logits, labels = some(27)
+    features = [f.to(half) for f in layers(27)]
+    targets = FeatureTargets.from_moments(moments_of(layers(28), labels))
+    found = feature_matching(features, labels, targets)
+    assert found.dtype == torch.float32 and torch.equal(found, feature_matching([f.float() for f in features], labels, targets))
+    assert segmentation_consistency(logits.to(half), labels).dtype == torch.float32
+    assert torch.equal(pixel_losses(logits.to(half), labels), pixel_losses(logits.to(half).float(), labels))
+
+
+def test_the_order_of_the_images_does_not_matter():
+    logits, labels = some(29)
+    features, targets, order = layers(29), targets_of(layers(30), labels), [2, 0, 1]
+    torch.testing.assert_close(feature_matching([f[order] for f in features], labels[order], targets),
+                               feature_matching(features, labels, targets)[order])
+    for balance in (False, True):
+        torch.testing.assert_close(segmentation_consistency(logits[order], labels[order], balance),
+                                   segmentation_consistency(logits, labels, balance)[order])
 
 
 def test_statistics_of_another_proxy_are_refused():

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from d3s2.data.formats import write_classes
 from d3s2.errors import D3S2Error
 from d3s2.generators import LayoutGenerator, LayoutUNet, class_sets, load_generator, noise_schedule, save_half
 from d3s2.guidance import Guidance, initial_noise
-from d3s2.losses import FeatureTargets
+from d3s2.losses import FeatureTargets, pixel_losses
 from d3s2.prepare import Recipe as Training
 from d3s2.prepare import train_generator, train_proxy, warm_start
 from d3s2.proxy import ProxySegmenter, load_proxy
 from d3s2.statistics import feature_statistics
-from d3s2.synthesis import Recipe, guidance_losses, image_seed, read_masks, synthesise, to_uint8
+from d3s2.quality import class_mean_losses, ignore_doubtful, read_images, read_masks, to_uint8
+from d3s2.synthesis import LossOptions, Recipe, guidance_losses, image_seed, synthesise
 
 RECIPE = Recipe(steps=4, guidance=Guidance({"segmentation": 0.1, "feature": 0.1}, window=(0, 1)), group=2)
 
@@ -89,6 +91,75 @@ def test_the_gradient_of_an_image_does_not_depend_on_its_company(dataset, name):
 
     alone, together = torch.cat([gradient(slice(k, k + 1)) for k in range(3)]), gradient(slice(3))
     assert (alone - together).abs().max() < 1e-3 * together.abs().max()
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in tree(folder).items() if name.startswith("train")}
+
+
+@pytest.mark.parametrize("recipe", [
+    RECIPE, replace(RECIPE, guidance=replace(RECIPE.guidance, jacobian="full", eta=1.0, recurrence=2, window=(0, 0.5))),
+    replace(RECIPE, losses=LossOptions(balance=True, kappa=0.0, layers=("encoder2",)), candidates=2, ignore_margin=1.25)],
+    ids=["default", "stochastic", "options"])
+def test_batch_size_order_and_shards_change_no_byte_of_an_image(dataset, parts, tmp_path, recipe):
+    for name, group, shards in (("whole", 5, [[0, 1, 2, 3, 4]]), ("alone", 1, [[4, 2, 3, 1, 0]]), ("shards", 2, [[3, 0, 1], [4, 2]])):
+        for shard in shards:
+            synthesise(*parts, dataset, shard, tmp_path / name, replace(recipe, group=group, steps=2))
+    assert len(pictures(tmp_path / "whole")) == 10
+    assert pictures(tmp_path / "whole") == pictures(tmp_path / "alone") == pictures(tmp_path / "shards")
+
+
+SET = replace(RECIPE, steps=2, losses=LossOptions(scope="set", renew=2))
+
+
+def test_the_set_scope_remembers_and_goes_on_to_the_same_bytes_in_any_groups(dataset, parts, tmp_path):
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "whole", SET)
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "alone", replace(SET, group=1))
+    assert pictures(tmp_path / "whole") == pictures(tmp_path / "alone")
+    broken = tmp_path / "broken"
+    synthesise(*parts, dataset, [0, 1, 2, 3], broken, SET)  # a run of five that ended early, in the middle of writing
+    (broken / "card.json").unlink()
+    (broken / "records" / f"{dataset.ids[3]}.json").unlink()
+    (broken / "train" / "labels" / f"{dataset.ids[3]}.png").unlink()
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], broken, SET)
+    assert tree(broken) == tree(tmp_path / "whole")
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "image", replace(SET, losses=LossOptions()))
+    same = [pictures(tmp_path / "image")[name] == data for name, data in pictures(tmp_path / "whole").items() if "images" in name]
+    assert same[:2] == [True, True] and not any(same[2:])  # nothing to remember before the first renewal
+
+
+def test_the_best_of_several_tries_is_kept_and_the_tries_are_those_of_fewer(dataset, parts, tmp_path):
+    for n in (1, 2, 3):
+        synthesise(*parts, dataset, [0, 1, 2], tmp_path / str(n), replace(RECIPE, steps=2, candidates=n))
+    for name in (dataset.ids[i] for i in (0, 1, 2)):
+        one, two, three = (json.loads((tmp_path / str(n) / "records" / f"{name}.json").read_text()) for n in (1, 2, 3))
+        assert three["scores"][:2] == two["scores"] and two["scores"][0] == one["segmentation_loss"]
+        assert three["segmentation_loss"] == min(three["scores"]) == three["scores"][three["candidate"]]
+        assert three["noise_seed"] == image_seed(0, name, three["candidate"]) and "candidate" not in one
+
+
+def test_the_filter_writes_the_labels_it_says(dataset, parts, tmp_path):
+    made = synthesise(*parts, dataset, [0, 1, 2], tmp_path, replace(RECIPE, ignore_margin=1.0))
+    means, proxy = class_mean_losses(parts[1], dataset), parts[1]
+    labels = read_masks(dataset, [dataset.ids.index(name) for name in made.ids])
+    expected = ignore_doubtful(pixel_losses(proxy(read_images(made, range(3))).logits, labels), labels, means, 1.0)
+    assert torch.equal(read_masks(made, range(3)), expected) and (expected == 255).any()
+    records = [json.loads((tmp_path / "records" / f"{name}.json").read_text()) for name in made.ids]
+    assert [r["ignored_pixels"] for r in records] == ((expected == 255).sum((1, 2)) - (labels == 255).sum((1, 2))).tolist()
+    assert all(sum(right for right, _ in r["class_pixels"].values()) / 64**2 == pytest.approx(r["proxy_agreement"], abs=1e-6) for r in records)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: LossOptions(scope="world"), "scope is 'world'"), (lambda: LossOptions(renew=0), "renew is 0"),
+    (lambda: Recipe(score="beauty"), "score is 'beauty'"), (lambda: Recipe(candidates=0), "candidates is 0")])
+def test_bad_recipes_are_named(make, message):
+    with pytest.raises(D3S2Error, match=message):
+        make()
+
+
+def test_a_layer_that_the_proxy_lacks_is_named(dataset, parts):
+    with pytest.raises(D3S2Error, match="no layer 'encoder9'"):
+        guidance_losses(parts[1], read_masks(dataset, [0]), parts[2], LossOptions(layers=("encoder9",)))
 
 
 def test_bad_selections_and_a_foreign_generator_are_refused(dataset, parts, tmp_path):
