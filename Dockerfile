@@ -14,14 +14,17 @@ RUN apt-get update; \
     python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 
-# Only what decides the installed versions comes before the long step. The plain opencv that a dependency asks for wants
-# the X11 and OpenGL libraries: its headless twin has the same modules.
+# Only what decides the installed versions comes before the long step. It then drops what nothing here imports: mmdet's image
+# corruptions with all they ask for (an opencv among it that wants the X11 and OpenGL libraries; its headless twin has the
+# same modules), and PyTorch's own tests.
 ARG PIP_FIND_LINKS=""
 WORKDIR /opt/d3s2
 COPY requirements.in constraints.txt ./
 RUN pip install --no-cache-dir -r requirements.in -c constraints.txt; \
-    pip uninstall -y opencv-python; \
-    pip install --no-cache-dir --no-deps --force-reinstall opencv-python-headless -c constraints.txt
+    pip uninstall -y opencv-python imagecorruptions-imaug imaug scikit-image numba llvmlite; \
+    pip install --no-cache-dir --no-deps --force-reinstall opencv-python-headless -c constraints.txt; \
+    find /opt/venv/lib/python3.11/site-packages/torch \( -path '*/torch/test/*' -o -path '*/torch/bin/*test*' -o -path '*/torch/bin/protoc*' \) \
+        -type f -delete
 
 FROM packages AS operations
 ARG MMCV_OPS=none

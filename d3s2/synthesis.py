@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import clusters
 from .artifacts import atomic_path, read_json, write_json
 from .data import SegmentationDataset, open_dataset
 from .data.base import IGNORE
@@ -108,12 +109,16 @@ def synthesise(generator: LayoutGenerator, proxy: ProxySegmenter, targets: Featu
     write_classes(folder / "classes.csv", dataset.classes)
     for part in ("train/images", "train/labels", "records"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(indices), recipe.group):
-        group = [int(i) for i in indices[start : start + recipe.group]]
-        if not all(_is_written(folder, dataset.ids[i]) for i in group):
-            _write_group(generator, proxy, targets, dataset, group, start, folder, recipe)
+    ranks = [range(start, min(start + recipe.group, len(indices))) for start in range(0, len(indices), recipe.group)]
+    waiting = [group for group in ranks if not all(_is_written(folder, dataset.ids[int(indices[rank])]) for rank in group)]
+    done = len(indices) - sum(map(len, waiting))
+    made = clusters.each(_make_group, waiting, [int(i) for i in indices], generator, proxy, targets, dataset, recipe)
+    for number, images in made:
+        for image in images:
+            _write(folder, *image)
+        done += len(waiting[number])
         if progress is not None:
-            progress(start + len(group), len(indices))
+            progress(done, len(indices))
     write_json(folder / "card.json", _card(dataset, indices, folder, recipe))
     return open_dataset("folder", folder, "train")
 
@@ -123,18 +128,24 @@ def _is_written(folder: Path, name: str) -> bool:
     return (folder / "records" / f"{name}.json").is_file()
 
 
-def _write_group(generator: LayoutGenerator, proxy: ProxySegmenter, targets: FeatureTargets, dataset: SegmentationDataset,
-                 group: Sequence[int], rank: int, folder: Path, recipe: Recipe) -> None:
+def _make_group(ranks: Sequence[int], indices: Sequence[int], generator: LayoutGenerator, proxy: ProxySegmenter, targets: FeatureTargets,
+                dataset: SegmentationDataset, recipe: Recipe) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
+    """For each of these places in the ranking: image uint8[H, W, 3], labels uint8[H, W], record."""
     device = str(next(proxy.parameters()).device)
+    group = [indices[rank] for rank in ranks]
     ids, labels = [dataset.ids[i] for i in group], read_masks(dataset, group, device)
     pixels = to_uint8(generate(generator, proxy, targets, labels, ids, recipe))
     written = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
     verdict = judge(proxy, targets, written, labels)
-    for k, name in enumerate(ids):
-        _write_png(folder / "train" / "images" / f"{name}.png", pixels[k])
-        _write_png(folder / "train" / "labels" / f"{name}.png", labels[k].cpu().numpy().astype(np.uint8))
-        record = {"id": name, "rank": rank + k, "noise_seed": image_seed(recipe.seed, name), "method": recipe.method}
-        write_json(folder / "records" / f"{name}.json", {**record, **{key: value[k] for key, value in verdict.items()}})
+    records = [{"id": name, "rank": rank, "noise_seed": image_seed(recipe.seed, name), "method": recipe.method,
+                **{key: value[k] for key, value in verdict.items()}} for k, (rank, name) in enumerate(zip(ranks, ids, strict=True))]
+    return list(zip(pixels, labels.cpu().numpy().astype(np.uint8), records, strict=True))
+
+
+def _write(folder: Path, image: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
+    _write_png(folder / "train" / "images" / f"{record['id']}.png", image)
+    _write_png(folder / "train" / "labels" / f"{record['id']}.png", labels)
+    write_json(folder / "records" / f"{record['id']}.json", record)
 
 
 def _write_png(path: Path, array: np.ndarray) -> None:
