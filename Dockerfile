@@ -10,7 +10,7 @@ SHELL ["/bin/sh", "-eu", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update; \
     apt-get install -y --no-install-recommends libglib2.0-0 tini; \
-    rm -rf /var/lib/apt/lists/*; \
+    rm -rf /var/lib/apt/lists/* /var/cache/apt/*; \
     python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 
@@ -34,7 +34,7 @@ RUN mkdir /wheels; \
     if [ "$MMCV_OPS" = compiled ]; then \
         apt-get update; \
         apt-get install -y --no-install-recommends g++ python3-dev; \
-        rm -rf /var/lib/apt/lists/*; \
+        rm -rf /var/lib/apt/lists/* /var/cache/apt/*; \
         pip install --no-cache-dir ninja -c constraints.txt; \
         cuda=$(python -c 'import torch; print(torch.version.cuda or "")'); \
         if [ -n "$cuda" ]; then \

@@ -11,6 +11,7 @@ import atexit
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -55,11 +56,12 @@ def _on_dask(function: Callable[..., Any], items: Sequence[Any], shared: Sequenc
     client = _client(where)
     call = functools.partial(_task, function, _threads(), _version(function))
     # As tasks, the shared values can be made again when the workers that held them are gone; scattered ones could not.
+    warnings.filterwarnings("ignore", "Sending large graph")
     constants = [client.submit(_same, value, pure=False) for value in shared]
     futures = [client.submit(call, item, *constants, pure=False) for item in items]
     places = {future.key: position for position, future in enumerate(futures)}
     try:
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             yield places[future.key], future.result()
     except KilledWorker as error:
         raise D3S2Error(
