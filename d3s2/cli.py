@@ -1,4 +1,4 @@
-"""The command line: `d3s2 run`, `d3s2 check`, `d3s2 results`."""
+"""The command line: `d3s2 run`, `sweep`, `check`, `results`, `lab`, `publish`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from d3s2 import __version__, config
 from d3s2.errors import D3S2Error
+from d3s2.processes import end_with_parent
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -19,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     from d3s2.runner import NotebookFailed
 
     options = _parser().parse_args(arguments)
+    end_with_parent()
     try:
         return options.command(options)
     except NotebookFailed as error:
@@ -47,8 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--from", dest="first", type=_number, metavar="NN", help="execute notebook NN and all after it")
     run.add_argument("--until", dest="last", type=_number, metavar="NN", help="stop after notebook NN")
     run.add_argument("--force", action="store_true", help="execute all and make every artefact anew")
-    run.add_argument("--notebooks", type=Path, help="another folder of notebooks NN_name.ipynb")
+    _add_places(run)
     run.set_defaults(command=_run)
+
+    sweep = commands.add_parser("sweep", help="a run for every point of a grid of parameters, and a table over them")
+    _add_parameters(sweep)
+    sweep.add_argument("-g", dest="grid", action="append", default=[], metavar="NAME=VALUE,VALUE",
+                       help="values of a parameter; may be repeated: all combinations are run")  # fmt: skip
+    sweep.add_argument("--sweep-dir", type=Path, help="folder of all its runs; default: runs/sweep-<profile>")
+    _add_places(sweep)
+    sweep.set_defaults(command=_sweep)
 
     check = commands.add_parser("check", help="say what is installed, and what of the data and weights is missing")
     _add_parameters(check)
@@ -57,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     results = commands.add_parser("results", help="print the result table of a finished run")
     _add_parameters(results)
     results.set_defaults(command=_results)
+
+    for command in (run, check, results):
+        command.add_argument("--run-dir", help="folder of the run; default: runs/<profile>")
+
+    lab = commands.add_parser("lab", help="JupyterLab on the notebooks; beyond this machine only with a token")
+    lab.add_argument("--address", default="127.0.0.1", help="where it listens; default: this machine only")
+    lab.add_argument("--port", type=int, default=8888)
+    lab.add_argument("--allow-root", action="store_true", help="let root start it")
+    lab.set_defaults(command=_lab)
 
     publish = commands.add_parser("publish", help="put a run's executed notebooks into notebooks/, fit to commit")
     publish.add_argument("run_dir", type=Path)
@@ -69,7 +88,12 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", choices=list(config.PROFILES), default="scenes", help="default: scenes")
     parser.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE",
                         help="set a notebook parameter; may be repeated")  # fmt: skip
-    parser.add_argument("--run-dir", help="folder of the run; default: runs/<profile>")
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--notebooks", type=Path, help="another folder of notebooks NN_name.ipynb")
+    parser.add_argument("--scheduler", default="", metavar="local|ADDRESS",
+                        help="spread the work over processes of this machine, or a Dask cluster; default: neither")  # fmt: skip
 
 
 def _number(text: str) -> int:
@@ -88,7 +112,7 @@ def parameters(options: argparse.Namespace) -> dict[str, Any]:
         if not equals:
             raise D3S2Error(f"-p {text} has no value: write -p {text}=VALUE.")
         names[name] = config.parse(name, value)
-    if options.run_dir is not None:
+    if getattr(options, "run_dir", None) is not None:
         names["run_dir"] = options.run_dir
     return names
 
@@ -97,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
     from d3s2 import runner
 
     plan = runner.Plan(options.first, options.last, options.force)
-    settings = runner.run(parameters(options), plan, options.notebooks)
+    settings = runner.run(parameters(options), plan, options.notebooks, options.scheduler)
     run_dir = Path(settings.run_dir)
     for name, seconds, peak_mb in runner.timings(run_dir):
         print(f"  {name:<26} {seconds:7.1f} s  {peak_mb:6d} MB")
@@ -106,6 +130,24 @@ def _run(options: argparse.Namespace) -> int:
     for what, folder in (("executed notebooks", runner.EXECUTED), ("distilled dataset", "distilled"), ("report", "report")):
         if (run_dir / folder).is_dir():
             print(f"{what + ':':<20} {run_dir / folder}")
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from d3s2 import sweep
+
+    fixed = parameters(options)
+    folder = (options.sweep_dir or config.home() / "runs" / f"sweep-{options.profile}").absolute()
+    grid = sweep.parse_grid(options.grid, fixed)
+    records = sweep.sweep(fixed, grid, folder, options.scheduler, options.notebooks, lambda line: print(line, flush=True))
+    print(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}\nreport: {folder / 'report.html'}")
+    return EXIT_FAILED if any(record["state"] == sweep.FAILED for record in records) else 0
+
+
+def _lab(options: argparse.Namespace) -> int:
+    from d3s2 import lab
+
+    lab.start(options.address, options.port, options.allow_root)
     return 0
 
 

@@ -39,12 +39,12 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        with _private_sockets(), _log_beside(output) as log:
+        with _private_sockets() as sockets, _log_beside(output) as log:
             papermill.execute_notebook(
                 _braces(notebook),
                 _braces(output),
                 dict(parameters),
-                engine_name=_register_engine(on_cell, log),
+                engine_name=_register_engine(on_cell, log, sockets),
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
@@ -70,7 +70,7 @@ def variable(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _register_engine(on_cell: Callable[[int, int], None], log: TextIO) -> str:
+def _register_engine(on_cell: Callable[[int, int], None], log: TextIO, sockets: str) -> str:
     """papermill's engine, but one that tells about each finished cell and talks through private sockets.
 
     What the kernel's process itself writes, beside the outputs of cells, goes to `log` instead of the terminal.
@@ -94,7 +94,7 @@ def _register_engine(on_cell: Callable[[int, int], None], log: TextIO) -> str:
                 kernel_name=kernel_name,
                 timeout=None,
                 startup_timeout=START_TIMEOUT,
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             ).execute(stdout=log, stderr=log)
 
     papermill_engines.register("d3s2", PrivateEngine)
@@ -102,13 +102,14 @@ def _register_engine(on_cell: Callable[[int, int], None], log: TextIO) -> str:
 
 
 @contextmanager
-def _private_sockets() -> Iterator[None]:
+def _private_sockets() -> Iterator[str]:
     """A folder for the kernel's sockets that only this user can open; ports could be listened to by others.
 
-    It is a short path on a local disk: sockets work neither on long paths nor on some network file systems.
+    It is a short path on a local disk: sockets work neither on long paths nor on some network file systems. (With no
+    address given, Jupyter would put them into the run folder, and leave them there when it is killed.)
     """
     with tempfile.TemporaryDirectory(prefix="d3s2-") as folder, variable("JUPYTER_RUNTIME_DIR", folder):
-        yield
+        yield folder
 
 
 @contextmanager

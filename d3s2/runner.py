@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from d3s2 import artifacts, config
+from d3s2 import artifacts, clusters, config
 from d3s2.chapters import Chapter, publish, read_chapters
 from d3s2.errors import D3S2Error
 from d3s2.execution import NotebookFailed, execute, variable
@@ -39,6 +39,7 @@ def run(
     names: Mapping[str, Any],
     plan: Plan = Plan(),
     notebooks: str | Path | None = None,
+    scheduler: str = "",
 ) -> config.Settings:
     """Execute the notebooks that are not current; returns the settings of the run.
 
@@ -46,17 +47,31 @@ def run(
         names: parameters that were set; all others have the profile's value.
         plan: see `Plan`. Those before `first` must be current; from it on, every notebook is executed.
         notebooks: another folder of notebooks.
+        scheduler: where the work on single images is done, see `clusters`; `threads` is then 1 unless it was set.
 
     Raises D3S2Error for bad parameters before anything runs, NotebookFailed when a notebook ends in an error.
     """
-    chapters = read_chapters(notebooks or config.notebooks_folder())
-    taken = {name for chapter in chapters for name in chapter.parameters}
-    config.require_known(names, taken)
-    settings = config.resolve(names, remember=False)
+    chapters, settings = _resolve(names if not scheduler else {"threads": 1} | dict(names), notebooks, optional=("threads",))
     _check_plan(plan, chapters)
-    with artifacts.run_lock(settings.run_dir):
+    with artifacts.run_lock(settings.run_dir), variable(clusters.SCHEDULER, scheduler):
         _run_all(chapters, settings, plan)
     return settings
+
+
+def is_finished(names: Mapping[str, Any], notebooks: str | Path | None = None) -> bool:
+    """True when `run` with these parameters has nothing to do. Raises D3S2Error for bad parameters."""
+    chapters, settings = _resolve(names, notebooks)
+    keys = chapter_keys(chapters, settings)
+    return all(is_current(chapter, settings, keys) for chapter in chapters)
+
+
+def _resolve(
+    names: Mapping[str, Any], notebooks: str | Path | None, optional: tuple[str, ...] = ()
+) -> tuple[list[Chapter], config.Settings]:
+    chapters = read_chapters(notebooks or config.notebooks_folder())
+    taken = {name for chapter in chapters for name in chapter.parameters}
+    config.require_known([name for name in names if name not in optional], taken)
+    return chapters, config.resolve(names, remember=False)
 
 
 def _run_all(chapters: list[Chapter], settings: config.Settings, plan: Plan) -> None:

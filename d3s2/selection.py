@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
+from d3s2.arrays import load_npz
 from d3s2.artifacts import write_npz
 from d3s2.errors import D3S2Error
-from d3s2.statistics import PixelCounts, load_npz
+from d3s2.statistics import PixelCounts
 
 
 @dataclass(frozen=True)

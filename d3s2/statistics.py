@@ -10,7 +10,6 @@ Both definitions are our choice; the D3S2 abstract only says "class-wise feature
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
+from d3s2 import clusters
+from d3s2.arrays import load_npz
 from d3s2.artifacts import write_npz
 from d3s2.data.base import IGNORE, ClassInfo, SegmentationDataset
 from d3s2.errors import D3S2Error
@@ -84,13 +85,15 @@ class PixelCounts:
 
 def count_pixels(dataset: SegmentationDataset, progress: bool = True) -> PixelCounts:
     """Count every mask's pixels per class, in one pass. The bar is drawn on a terminal only."""
-    rows = []
-    for index in _bar(range(len(dataset)), "counting pixels", progress):
-        histogram = np.bincount(dataset.read_labels(index).ravel(), minlength=256)
-        rows.append(sparse.csr_array(histogram[None, : dataset.num_classes].astype(np.int64)))
-    counts = sparse.csr_array(sparse.vstack(rows, format="csr"))
+    parts = clusters.ordered(_count, _chunks(len(dataset), 64), dataset)
+    return PixelCounts.concatenate(list(_bar(parts, len(dataset) // 64, "counting pixels", progress)))
+
+
+def _count(indices: Sequence[int], dataset: SegmentationDataset) -> PixelCounts:
+    histograms = [np.bincount(dataset.read_labels(index).ravel(), minlength=256) for index in indices]
+    counts = sparse.csr_array(np.stack(histograms)[:, : dataset.num_classes].astype(np.int64))
     valid = np.asarray(counts.sum(axis=1), dtype=np.int64).ravel()
-    return PixelCounts(counts, valid, dataset.ids)
+    return PixelCounts(counts, valid, tuple(dataset.ids[index] for index in indices))
 
 
 class ClassRow(NamedTuple):
@@ -257,7 +260,6 @@ def _batch_moments(feature: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tens
     return n.cpu(), mean.cpu(), m2.cpu()
 
 
-@torch.no_grad()
 def feature_statistics(
     dataset: SegmentationDataset, proxy: Any, batch_size: int = 32, progress: bool = True
 ) -> ClassMoments:
@@ -266,35 +268,33 @@ def feature_statistics(
     proxy: a `d3s2.proxy.ProxySegmenter` (images float[B, 3, H, W] in [-1, 1] -> output with `.features`).
     The images of a batch must have one size. Exact up to rounding for every batch size.
     """
-    device = next(proxy.parameters()).device
-    moments: ClassMoments | None = None
-    for start in _bar(range(0, len(dataset), batch_size), "feature statistics", progress):
-        indices = range(start, min(start + batch_size, len(dataset)))
-        images = torch.from_numpy(np.stack([dataset.read_image(index) for index in indices]))
-        labels = torch.from_numpy(np.stack([dataset.read_labels(index) for index in indices])).long()
-        features = proxy(images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0).features
-        if moments is None:
-            widths = [int(feature.shape[1]) for feature in features]
-            moments = ClassMoments(dataset.num_classes, widths, getattr(proxy, "layers", ()))
-        moments.update(features, labels.to(device))
-    if moments is None:
+    if not len(dataset):
         raise D3S2Error(f"{dataset.name}/{dataset.split} holds no image: feature statistics need one.")
+    parts = clusters.ordered(_moments, _chunks(len(dataset), batch_size), dataset, proxy)
+    bar = iter(_bar(parts, len(dataset) // batch_size, "feature statistics", progress))
+    moments = next(bar)
+    for part in bar:  # always in this order, wherever they were made: sums of floats depend on it
+        moments.merge(part)
+    return moments
+
+
+@torch.no_grad()
+def _moments(indices: Sequence[int], dataset: SegmentationDataset, proxy: Any) -> ClassMoments:
+    device = next(proxy.parameters()).device
+    images = torch.from_numpy(np.stack([dataset.read_image(index) for index in indices]))
+    labels = torch.from_numpy(np.stack([dataset.read_labels(index) for index in indices])).long()
+    features = proxy(images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0).features
+    widths = [int(feature.shape[1]) for feature in features]
+    moments = ClassMoments(dataset.num_classes, widths, getattr(proxy, "layers", ()))
+    moments.update(features, labels.to(device))
     return moments
 
 
 # -------------------------------------------------------------------------------------------------- helpers
-def _bar(items: Iterable[int], label: str, progress: bool) -> Iterable[int]:
+def _chunks(items: int, size: int) -> list[range]:
+    return [range(start, min(start + size, items)) for start in range(0, items, size)]
+
+
+def _bar(parts: Iterable[Any], total: int, label: str, progress: bool) -> Iterable[Any]:
     # disable=None: tqdm draws on a terminal only, so executed notebooks and logs stay clean
-    return tqdm(items, desc=label, disable=None if progress else True, leave=False)
-
-
-def load_npz(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            data = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise D3S2Error(f"cannot read {path} ({error}): run notebook 01 again to write it.") from error
-    missing = [name for name in required if name not in data]
-    if missing:
-        raise D3S2Error(f"{path} lacks {', '.join(missing)}: run notebook 01 again to write it.")
-    return data
+    return tqdm(parts, total=total, desc=label, disable=None if progress else True, leave=False)

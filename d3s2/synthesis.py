@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import clusters
 from .artifacts import atomic_path, read_json, write_json
 from .data import SegmentationDataset, open_dataset
 from .data.base import IGNORE
@@ -34,7 +35,6 @@ from .quality import (
     class_mean_losses,
     ignore_doubtful,
     judge,
-    read_images,
     read_masks,
     to_float,
     to_uint8,
@@ -152,22 +152,31 @@ def synthesise(generator: LayoutGenerator, proxy: ProxySegmenter, targets: Featu
     write_classes(folder / "classes.csv", dataset.classes)
     for part in ("train/images", "train/labels", "records"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    painter = _Painter(generator, proxy, targets, dataset, [int(i) for i in indices], folder, recipe)
-    for ranks in _groups(len(indices), recipe):
-        if not all(_is_written(folder, dataset.ids[painter.indices[rank]]) for rank in ranks):
-            painter.paint(ranks)
-        if progress is not None:
-            progress(ranks[-1] + 1, len(indices))
+    indices = [int(i) for i in indices]
+    limits = _class_losses(proxy, dataset, folder) if recipe.ignore_margin else None
+    memory, done = _Memory(proxy, dataset, indices, folder, recipe.losses), 0
+    for groups in _blocks(len(indices), recipe):
+        waiting = [group for group in groups if not all(_is_written(folder, dataset.ids[indices[rank]]) for rank in group)]
+        done += sum(map(len, groups)) - sum(map(len, waiting))
+        made = clusters.each(_make_group, waiting, indices, generator, proxy, targets, dataset, recipe,
+                             memory.before(groups[0][0]) if waiting else None, limits)
+        for number, images in made:
+            for image in images:
+                _write(folder, *image)
+            done += len(waiting[number])
+            if progress is not None:
+                progress(done, len(indices))
     write_json(folder / "card.json", _card(dataset, indices, folder, recipe))
     return open_dataset("folder", folder, "train")
 
 
-def _groups(count: int, recipe: Recipe) -> Iterator[range]:
-    """Ranks that are made together; in the set scope no group reaches over a renewal of the memory."""
-    block = recipe.losses.renew if recipe.losses.scope == "set" else count
-    for start in range(0, count, block):
-        end = min(start + block, count)
-        yield from (range(first, min(first + recipe.group, end)) for first in range(start, end, recipe.group))
+def _blocks(count: int, recipe: Recipe) -> list[list[range]]:
+    """Groups of ranks that are made together. The groups of a block do not wait for each other, those of the next one do:
+    in the set scope a block ends where the memory is renewed.
+    """
+    size = recipe.losses.renew if recipe.losses.scope == "set" else count
+    ends = [(start, min(start + size, count)) for start in range(0, count, size)]
+    return [[range(first, min(first + recipe.group, end)) for first in range(start, end, recipe.group)] for start, end in ends]
 
 
 def _is_written(folder: Path, name: str) -> bool:
@@ -175,83 +184,90 @@ def _is_written(folder: Path, name: str) -> bool:
     return (folder / "records" / f"{name}.json").is_file()
 
 
+def _make_group(ranks: Sequence[int], indices: Sequence[int], generator: LayoutGenerator, proxy: ProxySegmenter,
+                targets: FeatureTargets, dataset: SegmentationDataset, recipe: Recipe, memory: SetMemory | None,
+                limits: Tensor | None) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
+    """For each of these places in the ranking: image uint8[H, W, 3], labels uint8[H, W], record."""
+    device, group = str(proxy.device), [indices[rank] for rank in ranks]
+    ids, labels = [dataset.ids[i] for i in group], read_masks(dataset, group, device)
+    tries = [to_uint8(generate(generator, proxy, targets, labels, ids, recipe, candidate, memory))
+             for candidate in range(recipe.candidates)]
+    verdicts = [judge(proxy, targets, to_float(pixels, device), labels) for pixels in tries]
+    chosen = best(verdicts, recipe.score)
+    pixels = np.stack([tries[c][k] for k, c in enumerate(chosen)])
+    right, there, written = _inspect(proxy, pixels, labels, limits, recipe.ignore_margin)
+    made = []
+    for k, (rank, name, c) in enumerate(zip(ranks, ids, chosen, strict=True)):
+        record = {"id": name, "rank": rank, "noise_seed": image_seed(recipe.seed, name, c), "method": recipe.method}
+        record |= {key: value[k] for key, value in verdicts[c].items()}
+        record["class_pixels"] = {str(i): [int(right[k, i]), int(there[k, i])] for i in there[k].nonzero().flatten().tolist()}
+        record["ignored_pixels"] = int((written[k] == IGNORE).sum() - (labels[k] == IGNORE).sum())
+        if recipe.candidates > 1:
+            record |= {"candidate": c, "scores": [verdict[recipe.score][k] for verdict in verdicts]}
+        made.append((pixels[k], written[k].cpu().numpy().astype(np.uint8), record))
+    return made
+
+
+@torch.no_grad()
+def _inspect(proxy: ProxySegmenter, pixels: np.ndarray, labels: Tensor, limits: Tensor | None,
+             margin: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(pixels of each class recognised, there: int64[B, C]; the labels to write: int64[B, H, W])."""
+    logits = proxy(pad_batch(to_float(pixels, str(proxy.device)))).logits[: len(labels)]
+    right, there = class_agreement(logits, labels)
+    if limits is None:
+        return right, there, labels
+    return right, there, ignore_doubtful(pixel_losses(logits, labels), labels, limits, margin)
+
+
+def _class_losses(proxy: ProxySegmenter, dataset: SegmentationDataset, folder: Path) -> Tensor:
+    """float64[C], from the file of a run before, else computed and written; null stands for a class never seen."""
+    path = folder / "class_losses.json"
+    if not path.is_file():
+        values = class_mean_losses(proxy, dataset).tolist()
+        write_json(path, [value if math.isfinite(value) else None for value in values])
+    return torch.tensor([math.inf if value is None else value for value in read_json(path)], dtype=torch.float64)
+
+
 @dataclass
-class _Painter:
-    """Makes groups of images in the order of the ranking; keeps what later groups need of the earlier ones."""
+class _Memory:
+    """Statistics of the images made so far, for the set scope. Always read from disk: a run that goes on after a break
+    finds the same.
+    """
 
-    generator: LayoutGenerator
     proxy: ProxySegmenter
-    targets: FeatureTargets
     dataset: SegmentationDataset
-    indices: list[int]
+    indices: Sequence[int]
     folder: Path
-    recipe: Recipe
+    options: LossOptions
     _moments: ClassMoments | None = None
-    _remembered: int = 0
-
-    def paint(self, ranks: range) -> None:
-        """Make the images of these ranks and write them with their labels and records."""
-        group = [self.indices[rank] for rank in ranks]
-        ids, labels = [self.dataset.ids[i] for i in group], read_masks(self.dataset, group, str(self.proxy.device))
-        memory = self._memory(ranks[0])
-        tries = [to_uint8(generate(self.generator, self.proxy, self.targets, labels, ids, self.recipe, candidate, memory))
-                 for candidate in range(self.recipe.candidates)]
-        verdicts = [judge(self.proxy, self.targets, self._floats(pixels), labels) for pixels in tries]
-        chosen = best(verdicts, self.recipe.score)
-        pixels = np.stack([tries[c][k] for k, c in enumerate(chosen)])
-        right, there, written = self._inspect(pixels, labels)
-        for k, (rank, name, c) in enumerate(zip(ranks, ids, chosen)):
-            record = {"id": name, "rank": rank, "noise_seed": image_seed(self.recipe.seed, name, c), "method": self.recipe.method}
-            record |= {key: value[k] for key, value in verdicts[c].items()}
-            record["class_pixels"] = {str(i): [int(right[k, i]), int(there[k, i])] for i in there[k].nonzero().flatten().tolist()}
-            record["ignored_pixels"] = int((written[k] == IGNORE).sum() - (labels[k] == IGNORE).sum())
-            if self.recipe.candidates > 1:
-                record |= {"candidate": c, "scores": [verdict[self.recipe.score][k] for verdict in verdicts]}
-            _write_png(self.folder / "train" / "images" / f"{name}.png", pixels[k])
-            _write_png(self.folder / "train" / "labels" / f"{name}.png", written[k].cpu().numpy().astype(np.uint8))
-            write_json(self.folder / "records" / f"{name}.json", record)
-
-    def _floats(self, pixels: np.ndarray) -> Tensor:
-        return to_float(pixels, str(self.proxy.device))
+    _known: int = 0
 
     @torch.no_grad()
-    def _inspect(self, pixels: np.ndarray, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(pixels of each class recognised, there: int64[B, C]; the labels to write: int64[B, H, W])."""
-        logits = self.proxy(pad_batch(self._floats(pixels))).logits[: len(labels)]
-        right, there = class_agreement(logits, labels)
-        if not self.recipe.ignore_margin:
-            return right, there, labels
-        return right, there, ignore_doubtful(pixel_losses(logits, labels), labels, self._class_losses(), self.recipe.ignore_margin)
-
-    def _class_losses(self) -> Tensor:
-        """float64[C], from the file of a run before, else computed and written; null stands for a class never seen."""
-        path = self.folder / "class_losses.json"
-        if not path.is_file():
-            values = class_mean_losses(self.proxy, self.dataset).tolist()
-            write_json(path, [value if math.isfinite(value) else None for value in values])
-        return torch.tensor([math.inf if value is None else value for value in read_json(path)], dtype=torch.float64)
-
-    @torch.no_grad()
-    def _memory(self, rank: int) -> SetMemory | None:
-        """The statistics of the images up to the last renewal before `rank`, always read from disk: a run that goes on
-        after a break finds the same.
-        """
-        options = self.recipe.losses
-        if options.scope == "image" or rank < options.renew:
+    def before(self, rank: int) -> SetMemory | None:
+        """Of all images before `rank`, which a block starts with; None in the image scope, and before the first image."""
+        if self.options.scope == "image" or rank == 0:
             return None
-        for start in range(self._remembered, rank // options.renew * options.renew, options.renew):
-            images, labels = self._read([self.dataset.ids[i] for i in self.indices[start : start + options.renew]])
-            features = [f[: options.renew] for f in self.proxy(pad_batch(images)).features]
+        size = self.options.renew
+        for start in range(self._known, rank, size):
+            images, labels = self._read([self.dataset.ids[i] for i in self.indices[start : start + size]])
+            features = [f[:size] for f in self.proxy(pad_batch(images)).features]
             self._moments = self._moments or ClassMoments(self.dataset.num_classes, [f.shape[1] for f in features], self.proxy.layers)
             self._moments.update(features, labels)
-            self._remembered = start + options.renew
+        self._known = rank
         return SetMemory.from_moments(self._moments, self.proxy.device)
 
     def _read(self, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Images float[B, 3, H, W] and labels int64[B, H, W] as they lie in the folder, which may hold half a group more."""
+        """Images float[B, 3, H, W] and labels int64[B, H, W] as they lie in the folder."""
         pixels, labels = (np.stack([np.array(Image.open(self.folder / "train" / part / f"{name}.png")) for name in ids])
                           for part in ("images", "labels"))
-        return self._floats(pixels), torch.from_numpy(labels.astype(np.int64)).to(self.proxy.device)
+        device = str(self.proxy.device)
+        return to_float(pixels, device), torch.from_numpy(labels.astype(np.int64)).to(device)
+
+
+def _write(folder: Path, image: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
+    _write_png(folder / "train" / "images" / f"{record['id']}.png", image)
+    _write_png(folder / "train" / "labels" / f"{record['id']}.png", labels)
+    write_json(folder / "records" / f"{record['id']}.json", record)
 
 
 def _write_png(path: Path, array: np.ndarray) -> None:

@@ -25,6 +25,7 @@ from .artifacts import atomic_path, digest, read_json, sha256, write_json, write
 from .data.base import SegmentationDataset
 from .data.formats import open_dataset
 from .errors import D3S2Error
+from .processes import bound_environment, end_with_parent
 
 PACKAGE = Path(__file__).parent
 RESULT, WEIGHTS, PREDICTIONS = "result.json", "model.safetensors", "predictions.npz"
@@ -233,7 +234,7 @@ class _Child:
         (logs / "progress.json").unlink(missing_ok=True)
         (self.folder / RESULT).unlink(missing_ok=True)
         write_json(logs / "job.json", asdict(job))
-        environment = dict(os.environ, PYTHONWARNINGS="ignore")
+        environment = bound_environment() | {"PYTHONWARNINGS": "ignore"}
         if job.device == "cpu":
             environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
         self.log = open(logs / "train.log", "wb")  # noqa: SIM115 - closed when the process has ended
@@ -241,9 +242,8 @@ class _Child:
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])]
         )
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, env=environment
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": self.log, "stderr": subprocess.STDOUT}
+        self.process = subprocess.Popen(command, env=environment, **streams)
 
     def is_done(self) -> bool:
         """Report progress; True when the training has ended well. Raises D3S2Error when it has failed."""
@@ -254,8 +254,7 @@ class _Child:
         self.log.close()
         if code != 0 or not (self.folder / RESULT).is_file():
             raise D3S2Error(
-                f"training {self.job.name!r} failed (exit code {code}). The end of {self.log.name}:\n"
-                + self._tail()
+                f"training {self.job.name!r} failed (exit code {code}). The end of {self.log.name}:\n{self._tail()}"
             )
         if self.progress:
             result = read_result(self.folder)
@@ -286,6 +285,7 @@ class _Child:
 
 def main(arguments: Sequence[str]) -> int:
     """The child: `python -m d3s2.training <job.json> <core>`. Anything that goes wrong ends up in its log."""
+    end_with_parent()
     settings = read_json(arguments[0])
     for name in ("size", "train_ids", "val_ids"):
         settings[name] = None if settings[name] is None else tuple(settings[name])

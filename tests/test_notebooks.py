@@ -16,10 +16,10 @@ from typing import Any
 import nbformat
 import pytest
 from notebook_contract import code_cells, problems
+from smoke_run import CELL_TIMEOUT, SmokeRun
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("00_start_here", "01_data_statistics", "02_mask_selection", "03_guided_sampling", "04_train_mask2former")
-CELL_TIMEOUT = 1800
 
 
 def notebook_path(name: str) -> Path:
@@ -108,32 +108,6 @@ def test_nbval_in_the_default_profile(name: str, nbval_home: Path) -> None:
         cwd=ROOT, env=os.environ | {"D3S2_HOME": str(nbval_home), "D3S2_HEADLESS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-
-
-class SmokeRun:
-    """`d3s2 run --profile smoke` as a user starts it, with its own home."""
-
-    def __init__(self, home: Path):
-        self.folder = home / "runs" / "smoke"
-        self.environment = os.environ | {"D3S2_HOME": str(home)}
-        self.command = [sys.executable, "-m", "d3s2.cli", "run", "--profile", "smoke"]
-
-    def finish(self) -> str:
-        done = subprocess.run(
-            self.command, env=self.environment, capture_output=True, text=True, timeout=CELL_TIMEOUT, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def files(self, *stages: str) -> dict[str, bytes]:
-        paths = [path for stage in stages for path in (self.folder / stage).rglob("*") if path.is_file()]
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths if path.suffix != ".log"}
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmokeRun, str]:
-    run = SmokeRun(tmp_path_factory.mktemp("unbroken"))
-    return run, run.finish()
 
 
 @pytest.mark.notebooks
