@@ -103,8 +103,8 @@ _SCENES: dict[str, Any] = {
     "jacobian": "detach",
     "sampling_batch": 8,
     "method": "d3s2",
-    "iterations": 600,
-    "batch_size": 8,
+    "iterations": 1500,
+    "batch_size": 4,
     "train_seeds": 1,
     "full_iterations": 0,
 }
@@ -123,7 +123,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "steps": 10,
         "sampling_batch": 4,
         "iterations": 20,
-        "batch_size": 4,
     },
 }
 

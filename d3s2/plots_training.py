@@ -1,4 +1,4 @@
-"""Pictures of chapter 04. As in `plots`: arrays in, a Figure out, nothing shown or saved."""
+"""Pictures of chapter 04 and appendix A1. As in `plots`: arrays in, a Figure out, nothing shown or saved."""
 
 from __future__ import annotations
 
@@ -135,6 +135,35 @@ def convergence(curve: Sequence[tuple[int, float]], points: Mapping[str, tuple[i
         cell.plot([step], [score], "D", color=series_color(name), label=f"{name}, {step:,} iterations")
         cell.axhline(score, color=series_color(name), linewidth=0.8, linestyle=":")
     cell.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def differences(found: Mapping[str, tuple[float, float]], xlabel: str) -> Figure:
+    """Means with their intervals, one line each; those that leave out zero are filled. found[name]: (mean, half width)."""
+    figure, axes = new_figure(6.6, 0.8 + 0.3 * len(found))
+    cell = style(axes[0, 0], xlabel)
+    cell.grid(axis="y", visible=False)
+    cell.axvline(0, color=INK, linewidth=1)
+    for place, (name, (mean, half)) in enumerate(found.items()):
+        color = series_color(name)
+        cell.plot([mean - half, mean + half], [place, place], color=color, linewidth=2)
+        cell.plot([mean], [place], "o", color=color, markerfacecolor=color if abs(mean) > half else "white")
+    cell.set_yticks(range(len(found)), list(found), fontsize=9)
+    cell.set_ylim(len(found) - 0.5, -0.5)
+    return figure
+
+
+def cost_and_score(points: Mapping[str, tuple[float, float, float]]) -> Figure:
+    """What an image costs against what the set is worth. points[name]: (seconds an image, mean mIoU, its standard error)."""
+    figure, axes = new_figure(6.6, 3.4)
+    cell = style(axes[0, 0], "seconds an image (log scale)", "validation mIoU (%)")
+    cell.set_xscale("log")
+    for name, (seconds, mean, error) in points.items():
+        cell.errorbar([seconds], [mean], [error], fmt="o", color=series_color(name), capsize=2, elinewidth=1)
+        cell.annotate(name, (seconds, mean), xytext=(6, 4), textcoords="offset points", fontsize=8, color=INK)
+    cell.margins(x=0.25, y=0.15)
+    cell.xaxis.set_major_formatter("{x:g}")
+    cell.xaxis.set_minor_formatter("{x:g}")
     return figure
 
 

@@ -50,8 +50,8 @@ class TrainingJob:
     val_ids: tuple[str, ...] | None = None
     train_split: str = "train"
     val_split: str = "val"
-    iterations: int = 600
-    batch_size: int = 8
+    iterations: int = 1500
+    batch_size: int = 4
     seed: int = 0
     size: tuple[int, int] = (64, 64)
     device: str = "cpu"
