@@ -69,6 +69,7 @@ ARMS: dict[str, Arm] = {
     "early": _steered("both, guided in the first third", window=(0.0, 1 / 3)),
     "middle": _steered("both, guided in the second third", window=(1 / 3, 2 / 3)),
     "late": _steered("both, guided in the last third", window=(2 / 3, 1.0)),
+    "every 3rd": _steered("both, gradient taken anew at every third guided step", every=3),
     "25 steps": _steered("both, 25 steps", steps=25),
     "100 steps": _steered("both, 100 steps", steps=100),
     "best of 4": _steered("both, the best of four tries a mask", candidates=4),

@@ -216,7 +216,8 @@ def _gradients(values: Mapping[str, Tensor], leaf: Tensor, scales: Mapping[str, 
         if name not in values:
             raise D3S2Error(f"guidance scale for {name!r}, but the losses are {sorted(values)}.")
         _check_finite(values[name], f"loss {name!r}", index)
-        yield name, torch.autograd.grad(values[name].sum(), leaf, retain_graph=name != wanted[-1])[0]
+        ones = torch.ones_like(values[name])  # a sum would have no gradient for a caller under no_grad
+        yield name, torch.autograd.grad(values[name], leaf, ones, retain_graph=name != wanted[-1])[0]
 
 
 def _velocity(generator: LayoutGenerator, x: Tensor, t: int, layout: Tensor | None, classes: Tensor | None, w: float) -> Tensor:

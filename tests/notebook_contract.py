@@ -57,7 +57,7 @@ def header(path: Path, notebook: Notebook) -> Iterator[str]:
             yield f"the first cell does not say what {word}"
     if not re.search(r"^\|.*(time|seconds).*\|.*memory.*\|", first.source, re.MULTILINE | re.IGNORECASE):
         yield "the first cell has no table of time and memory"
-    names = sorted(other.name for other in path.parent.glob("[0-9][0-9]_*.ipynb"))
+    names = sorted(other.name for other in path.parent.glob("[0-9A][0-9]_*.ipynb"))  # appendices A1, A2 come last
     place = names.index(path.name)
     for neighbour in (names[place - 1] if place else None, names[place + 1] if place + 1 < len(names) else None):
         if neighbour and f"({neighbour})" not in first.source:

@@ -281,6 +281,14 @@ def test_a_network_in_half_precision_is_judged_in_single(start):
     assert 0 < (half - single).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize("jacobian", ["detach", "full"])
+def test_a_caller_without_gradients_gets_the_same_image(tiny, start, jacobian):
+    guidance = Guidance({"bright": 0.1, "red": 0.1}, jacobian=jacobian)
+    image = finish(sample(tiny, *start, steps=5, guidance=guidance, losses=brightness)).x
+    with torch.no_grad():
+        assert torch.equal(finish(sample(tiny, *start, steps=5, guidance=guidance, losses=brightness)).x, image)
+
+
 def test_window_counts_its_steps(tiny, start):
     guidance = Guidance({"bright": 0.1}, window=(0.2, 0.6))
     guided = [s.index for s in sample(tiny, *start, steps=10, guidance=guidance, losses=brightness) if s.losses]

@@ -20,6 +20,7 @@ from smoke_run import CELL_TIMEOUT, SmokeRun
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("00_start_here", "01_data_statistics", "02_mask_selection", "03_guided_sampling", "04_train_mask2former")
+APPENDICES = ("A1_what_pays",)  # not part of `d3s2 run`
 
 
 def notebook_path(name: str) -> Path:
@@ -27,10 +28,10 @@ def notebook_path(name: str) -> Path:
 
 
 def test_the_sequence_is_complete() -> None:
-    assert tuple(sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))) == NAMES
+    assert tuple(sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))) == NAMES + APPENDICES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + APPENDICES)
 def test_contract(name: str) -> None:
     assert problems(notebook_path(name)) == []
 
@@ -99,7 +100,7 @@ def nbval_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.notebooks
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + APPENDICES)
 def test_nbval_in_the_default_profile(name: str, nbval_home: Path) -> None:
     """Every cell runs, in a home of its own; what carries NBVAL_CHECK_OUTPUT gives the committed output."""
     done = subprocess.run(

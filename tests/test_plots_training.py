@@ -38,6 +38,8 @@ def test_every_training_has_a_dot_and_every_set_a_mean():
         plots_training.loss_curves({"random": [[(10, 5.0), (20, 4.0)]], "full": [[(10, 6.0)], [(10, 5.5)]]}),
         plots_training.query_masks(np.zeros((6, 8, 3), np.uint8), np.zeros((7, 3, 4)), ["sky"] * 7),
         plots_training.sampled_points(np.zeros((4, 4)), {"anywhere": np.zeros((5, 2))}),
+        plots_training.cost_and_score({"unguided": (0.5, 52.0, 0.4), "d3s2": (1.0, 53.0, 0.3)}),
+        plots_training.differences({"d3s2": (3.0, 1.0), "one run": (1.0, float("inf"))}, "mIoU"),
         plots_training.convergence([(600, 40.0), (1200, 50.0)], {"d3s2": (600, 45.0)}),
     ],
 )
@@ -54,3 +56,9 @@ def test_the_committed_curve_rises_and_names_its_command():
 def test_a_missing_curve_says_how_to_measure_it(tmp_path):
     with pytest.raises(D3S2Error, match="python -m d3s2.curve"):
         curve.read_curve(tmp_path / "none.csv")
+
+
+def test_a_difference_that_leaves_out_zero_is_filled():
+    figure = plots_training.differences({"clear": (3.0, 1.0), "unclear": (1.0, 2.0), "one run": (1.0, float("inf"))}, "mIoU")
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [dot.get_markerfacecolor() != "white" for dot in dots] == [True, False, False]
