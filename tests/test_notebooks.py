@@ -105,7 +105,8 @@ def test_nbval_in_the_default_profile(name: str, nbval_home: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env",
          f"--nbval-cell-timeout={CELL_TIMEOUT}", "--nbval-kernel-startup-timeout=300", str(notebook_path(name))],
-        cwd=ROOT, env=os.environ | {"D3S2_HOME": str(nbval_home), "D3S2_HEADLESS": "1"}, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=os.environ | {"D3S2_HOME": str(nbval_home), "D3S2_HEADLESS": "1"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 

@@ -236,7 +236,7 @@ def test_kill_in_the_middle_then_resume_gives_the_same_bytes(sequence: Sequence,
 def test_two_runs_in_one_folder(sequence: Sequence) -> None:
     write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", SLOW))
     first = subprocess.Popen(sequence.command(), stdout=subprocess.PIPE, text=True)
-    _wait_until(lambda: (sequence.run_dir / "statistics").exists())
+    _wait_until((sequence.run_dir / "statistics").exists)
     second = sequence.cli()
     assert second.returncode == 2 and f"Another run (process {first.pid})" in second.stderr
     first.communicate(timeout=120)
@@ -246,7 +246,7 @@ def test_two_runs_in_one_folder(sequence: Sequence) -> None:
 def test_interrupt_says_how_to_go_on(sequence: Sequence) -> None:
     write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", SLOW))
     running = subprocess.Popen(sequence.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    _wait_until(lambda: (sequence.run_dir / "statistics" / "item3.json").exists())
+    _wait_until((sequence.run_dir / "statistics" / "item3.json").exists)
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130 and "goes on from here" in errors and "Traceback" not in errors
@@ -275,7 +275,7 @@ def test_a_notebook_without_parameters_cell_is_named(sequence: Sequence) -> None
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].metadata = {}
     nbformat.write(notebook, path)
-    with pytest.raises(D3S2Error, match="01_first.ipynb has 0 cells"):
+    with pytest.raises(D3S2Error, match=r"01_first.ipynb has 0 cells"):
         sequence.run()
 
 
