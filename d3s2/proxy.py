@@ -68,5 +68,7 @@ def load_proxy(folder: Path, device: str = "cpu") -> ProxySegmenter:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise D3S2Error(f"No proxy in {folder}: expected config.json there. Train one with `python -m d3s2.prepare`.")
-    proxy = ProxySegmenter.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    proxy = ProxySegmenter.from_pretrained(
+        folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, use_safetensors=True
+    )
     return proxy.requires_grad_(False).eval().to(device)
