@@ -13,46 +13,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebook_maker import PARAMETERS, stage_cell, write_notebook
+from notebook_maker import SLOW, Sequence, stage_cell, write_notebook
 
 from d3s2 import artifacts, chapters, config, runner
 from d3s2.errors import D3S2Error
 from d3s2.runner import Plan
-
-
-class Sequence:
-    """Three notebooks: 00 writes nothing, 01 the stage `statistics`, 02 `selection` from it."""
-
-    def __init__(self, folder: Path):
-        self.notebooks, self.run_dir = folder / "notebooks", folder / "run"
-        write_notebook(self.notebooks / "00_start.ipynb", "print('hello')")
-        write_notebook(self.notebooks / "01_first.ipynb", stage_cell("statistics"))
-        write_notebook(
-            self.notebooks / "02_second.ipynb",
-            stage_cell("selection", inputs="statistics"),
-            parameters=PARAMETERS + "\nbeta: float = None  # weight\nthreads: int = None  # cores",
-        )
-
-    def run(self, plan: Plan | None = None, **names: object) -> list[str]:
-        """Run; returns the notebooks that were executed (not skipped)."""
-        before = self.stamps()
-        names = {"profile": "smoke", "run_dir": str(self.run_dir)} | names
-        runner.run(names, plan or Plan(), self.notebooks)
-        return [name for name, stamp in self.stamps().items() if before.get(name) != stamp]
-
-    def stamps(self) -> dict[str, int]:
-        return {path.stem[:2]: path.stat().st_mtime_ns for path in sorted(self.run_dir.glob("executed/*.ipynb"))}
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "d3s2.cli", "run", "--profile", "smoke", "--run-dir", str(self.run_dir),
-                "--notebooks", str(self.notebooks), *arguments]  # fmt: skip
-
-    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=120, check=False)
-
-    def artefacts(self) -> dict[str, bytes]:
-        stages = [path for name in ("statistics", "selection") for path in (self.run_dir / name).rglob("*")]
-        return {str(path.relative_to(self.run_dir)): path.read_bytes() for path in stages if path.is_file()}
 
 
 @pytest.fixture
@@ -205,13 +170,6 @@ def test_a_kernel_that_dies_is_a_sentence(sequence: Sequence) -> None:
     done = sequence.cli()
     assert done.returncode == 1
     assert "01_first failed because its Python process died" in done.stderr and "Traceback" not in done.stderr
-
-
-SLOW = """import time
-    for i in range(40):
-        if not (folder / f'item{i}.json').exists():
-            write_json(folder / f'item{i}.json', i)
-            time.sleep(0.1)"""
 
 
 def test_kill_in_the_middle_then_resume_gives_the_same_bytes(sequence: Sequence, tmp_path: Path) -> None:
