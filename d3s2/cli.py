@@ -38,6 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print("d3s2: The disk is full: free some space, then run the same again.", file=sys.stderr)
         return EXIT_USAGE
+    except UnicodeEncodeError:
+        print(
+            f"d3s2: A path has letters that this machine's language setting ({sys.getfilesystemencoding()}) does not know: "
+            "set PYTHONUTF8=1, then run the same again.",
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
     except KeyboardInterrupt:
         print("\nd3s2: stopped. The same command goes on from here.", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -30,7 +30,7 @@ SEED = 20260525
 SHIFTED_CLOCK = "import time\n_now = time.time\ntime.time = lambda: _now() - 20 * 365 * 86400\n"
 SETTINGS: tuple[dict[str, str], ...] = (
     {"LC_ALL": "C", "TZ": "Pacific/Kiritimati"},
-    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "America/St_Johns"},
+    {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "0", "TZ": "America/St_Johns"},
     {"LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "1", "PYTHONIOENCODING": "ascii"},
 )
 """Language, time zone, output encoding, order of sets: with each attempt another one."""
@@ -227,3 +227,14 @@ def test_a_terminal_that_knows_few_letters_is_no_reason_to_fail(tmp_path: Path) 
         env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and b"52.9" in done.stdout, done.stderr.decode()
+
+
+def test_a_path_in_letters_that_the_language_setting_lacks_is_a_sentence(tmp_path: Path) -> None:
+    """Python itself takes UTF-8 where no language is set; only with that switched off there is anything to say."""
+    sequence = Sequence(tmp_path / "größe")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = sequence.command()
+    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "set PYTHONUTF8=1" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    done = subprocess.run(command, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
