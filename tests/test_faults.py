@@ -84,7 +84,7 @@ def test_kills_at_any_moment_leave_the_same_bytes(
         over = False
         while kills < KILLS and not over:
             victim = VICTIMS[(kills + kills // len(VICTIMS)) % len(VICTIMS)]
-            over = attempt(run, settings[kills % len(settings)], victim, rng.uniform(0.05, 0.6) * usual, rng)
+            over = attempt(run, settings[kills % len(settings)], victim, rng.uniform(0.05, 0.45) * usual, rng)
             kills += not over
         run.finish()
         assert differences(whole, run) == []
