@@ -1,9 +1,10 @@
 # make run    everything, from nothing: sets up on first use, executes notebooks 00 to 04, prints the result table
 # make test   sets up on first use, then all tests, the notebooks included
 # make lab    JupyterLab on the notebooks
+# make lint   ruff over the code and the notebooks
 # make clean  removes the virtual environment and caches; runs/ and data/ stay
 
-.PHONY: run test lab clean setup
+.PHONY: run test lab lint clean setup
 export PYTHON
 
 run: setup
@@ -14,6 +15,9 @@ test: setup
 
 lab: setup
 	@.venv/bin/python -m jupyterlab --notebook-dir=notebooks $(ARGS)
+
+lint: setup
+	@.venv/bin/ruff check $(ARGS)
 
 setup:
 	@./install.sh

@@ -22,7 +22,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,8 @@ def _explain(error: OSError, path: Path) -> OSError | D3S2Error:
 
 
 def _remove(path: Path) -> None:
-    try:
+    with suppress(OSError):  # replaced already, or its folder cannot be written at all
         path.unlink()
-    except OSError:
-        pass  # replaced already, or its folder cannot be written at all
 
 
 # ---------------------------------------------------------------------------------------------------------- stages

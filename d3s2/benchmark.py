@@ -98,21 +98,23 @@ def report(options: argparse.Namespace) -> str:
     # Memory first: a child starts with its parent's peak, which is small as long as nothing is loaded here.
     memory = {} if options.no_memory else {name: f"{_peak_in_its_own_process(name, options):8.0f}" for name in names}
     seconds = measure(names, options.batch, options.steps, options.repeats, device)
-    lines = [f"{options.batch} images, {options.steps} steps, {device}, {torch.get_num_threads()} threads, median of {options.repeats}",
+    conditions = f"{device}, {torch.get_num_threads()} threads, median of {options.repeats}"
+    lines = [f"{options.batch} images, {options.steps} steps, {conditions}",
              f"{'':22s} {'guided':>7s} {'s/image':>8s} {'ratio':>6s} {'peak MB':>8s}"]
     for name, value in seconds.items():
         guidance, _ = VARIANTS[name]
         first, last = (round(edge * options.steps) for edge in guidance.window)
         guided = -(-(last - first) // guidance.every) if guidance.scales else 0
         ratio = value / seconds["unguided"]
-        lines.append(f"{name:22s} {guided:4d}/{options.steps:<2d} {value / options.batch:8.2f} {ratio:6.2f} {memory.get(name, ''):>8s}")
+        costs = f"{value / options.batch:8.2f} {ratio:6.2f} {memory.get(name, ''):>8s}"
+        lines.append(f"{name:22s} {guided:4d}/{options.steps:<2d} {costs}")
     return "\n".join(lines)
 
 
 def _peak_in_its_own_process(name: str, options: argparse.Namespace) -> float:
     command = [sys.executable, "-m", "d3s2.benchmark", "guidance", "--peak-of", name, "--batch", str(options.batch),
                "--device", options.device, "--threads", str(options.threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise D3S2Error(f"measuring the memory of {name!r} failed: {done.stderr.strip()[-400:]}")
     return float(json.loads(done.stdout))

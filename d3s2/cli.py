@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     options = _parser().parse_args(arguments)
     end_with_parent()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without the letter ± is no reason to fail
     try:
         return options.command(options)
     except NotebookFailed as error:
@@ -33,6 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno != errno.ENOSPC:
             raise
         print("d3s2: The disk is full: free some space, then run the same again.", file=sys.stderr)
+        return EXIT_USAGE
+    except UnicodeEncodeError:
+        print(
+            f"d3s2: A path has letters that this machine's language setting ({sys.getfilesystemencoding()}) does not know: "
+            "set PYTHONUTF8=1, then run the same again.",
+            file=sys.stderr,
+        )
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("\nd3s2: stopped. The same command goes on from here.", file=sys.stderr)

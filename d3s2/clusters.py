@@ -3,6 +3,9 @@
 What a call gives depends only on the function, the item and the shared values, and callers cut their work into items
 without asking how many workers there are. So where it runs decides nothing but the time it takes. A task that was lost
 with its worker is given to another one.
+
+Dask moves functions, items and results between its processes by pickle, without asking for a password: a scheduler
+must listen on a trusted network only. "local" listens on loopback; nothing is pickled without a scheduler.
 """
 
 from __future__ import annotations

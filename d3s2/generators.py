@@ -121,6 +121,8 @@ def load_generator(folder: Path, device: str = "cpu") -> LayoutGenerator:
     folder = Path(folder)
     if not (folder / "unet" / "config.json").is_file():
         raise D3S2Error(f"No generator in {folder}: expected unet/config.json there. Train one with `python -m d3s2.prepare`.")
-    unet = LayoutUNet.from_pretrained(folder / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    unet = LayoutUNet.from_pretrained(
+        folder / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False, use_safetensors=True
+    )
     unet.requires_grad_(False).eval().to(device)
     return LayoutGenerator(unet, DDIMScheduler.from_pretrained(folder / "scheduler"))

@@ -142,7 +142,8 @@ def sample(generator: LayoutGenerator, noise: Tensor, layout: Tensor | None, cla
             (naming loss, step and image), and a stochastic run without `fresh`.
     """
     if guidance.random and fresh is None:
-        raise D3S2Error(f"eta = {guidance.eta} and recurrence = {guidance.recurrence} need fresh noise: give `fresh`, a NoiseStream.")
+        given = f"eta = {guidance.eta} and recurrence = {guidance.recurrence}"
+        raise D3S2Error(f"{given} need fresh noise: give `fresh`, a NoiseStream.")
     alpha_bars = generator.scheduler.alphas_cumprod.tolist()
     schedule = timesteps(steps, len(alpha_bars))
     first, last = (round(edge * steps) for edge in guidance.window)
@@ -209,7 +210,9 @@ def _predict(generator: LayoutGenerator, x: Tensor, t: int, a_t: float, layout: 
     return eps.detach(), x0.detach().clamp(-1, 1), found
 
 
-def _gradients(values: Mapping[str, Tensor], leaf: Tensor, scales: Mapping[str, float], index: int) -> Iterator[tuple[str, Tensor]]:
+def _gradients(
+    values: Mapping[str, Tensor], leaf: Tensor, scales: Mapping[str, float], index: int
+) -> Iterator[tuple[str, Tensor]]:
     """d loss / d leaf of every loss with a scale, each on its own. The sum over images keeps them independent."""
     wanted = [name for name, scale in scales.items() if scale]
     for name in wanted:
@@ -221,7 +224,9 @@ def _gradients(values: Mapping[str, Tensor], leaf: Tensor, scales: Mapping[str, 
 
 
 def _velocity(generator: LayoutGenerator, x: Tensor, t: int, layout: Tensor | None, classes: Tensor | None, w: float) -> Tensor:
-    """Classifier-free guidance; w = 1 costs one evaluation, w = 0 needs no condition. In x's precision, whatever the network's."""
+    """Classifier-free guidance; w = 1 costs one evaluation, w = 0 needs no condition.
+
+    In x's precision, whatever the network's."""
     at = torch.tensor(t, device=x.device)
     inputs = x.to(getattr(generator.unet, "dtype", x.dtype))
     conditioned = generator.unet(inputs, at, layout, classes).to(x.dtype)
@@ -235,9 +240,8 @@ def _combine(gradients: Mapping[str, Tensor], eps: Tensor, a_t: float, guidance:
     """float[B, 3, H, W], what is added to eps."""
     total = torch.zeros_like(eps)
     for name, gradient in gradients.items():
-        if guidance.mode == "norm":
-            gradient = gradient * _ratio(eps, gradient)
-        total = total + guidance.scales[name] * math.sqrt(1 - a_t) * gradient
+        step = gradient * _ratio(eps, gradient) if guidance.mode == "norm" else gradient
+        total = total + guidance.scales[name] * math.sqrt(1 - a_t) * step
     if guidance.clip_norm:
         total = total * (guidance.clip_norm * _ratio(eps, total)).clamp(max=1)
     return total
@@ -262,6 +266,5 @@ def _check_finite(values: Tensor, what: str, index: int) -> None:
 
 def finish(steps: Iterator[Step]) -> Step:
     """Run a sampler to its end and return the last step."""
-    for step in steps:
-        pass
-    return step
+    *_, last = steps
+    return last

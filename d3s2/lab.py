@@ -11,7 +11,7 @@ from pathlib import Path
 from d3s2 import config
 from d3s2.errors import D3S2Error
 
-TOKEN = "JUPYTER_TOKEN"
+TOKEN = "JUPYTER_TOKEN"  # noqa: S105 - the variable's name, not a token
 
 
 def start(address: str = "127.0.0.1", port: int = 8888, allow_root: bool = False) -> None:

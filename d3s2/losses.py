@@ -126,7 +126,9 @@ class SetMemory:
     variance: list[Tensor]
 
     @classmethod
-    def from_moments(cls, moments: ClassMoments, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SetMemory:
+    def from_moments(
+        cls, moments: ClassMoments, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> SetMemory:
         """Take them from moments, which merge: any split of the set into shards gives the same memory."""
         return cls(*([value.to(device, dtype) for value in part] for part in (moments.n, moments.mean, moments.variance())))
 

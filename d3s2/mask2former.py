@@ -173,10 +173,7 @@ def _set_data(config: Config, job: TrainingJob) -> None:
 def _set_schedule(config: Config, job: TrainingJob) -> None:
     # The shipped file trains the backbone at a tenth of the rate: right for pretrained weights only.
     no_decay = {"lr_mult": 1.0, "decay_mult": 0.0}
-    keys = {
-        name: no_decay
-        for name in ("query_embed", "query_feat", "level_embed", "relative_position_bias_table")
-    }
+    keys = dict.fromkeys(("query_embed", "query_feat", "level_embed", "relative_position_bias_table"), no_decay)
     config.optim_wrapper = {
         "type": "OptimWrapper",
         "clip_grad": {"max_norm": CLIP, "norm_type": 2},

@@ -77,7 +77,7 @@ def ms_deform_attn_forward(
     weight = weights.permute(3, 0, 2, 4, 1).reshape(levels, batch * heads, 1, points, queries)
     output = value.new_zeros(())
     for level, ((height, length), start) in enumerate(
-        zip(spatial_shapes.tolist(), level_start_index.tolist())
+        zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True)
     ):
         image = (
             value[:, start : start + height * length]
@@ -113,7 +113,7 @@ def ms_deform_attn_backward(
             inputs[0], spatial_shapes, level_start_index, *inputs[1:], im2col_step
         )
         gradients = torch.autograd.grad(output, inputs, grad_output)
-    for target, gradient in zip((grad_value, grad_locations, grad_weights), gradients):
+    for target, gradient in zip((grad_value, grad_locations, grad_weights), gradients, strict=True):
         target.copy_(gradient)
 
 

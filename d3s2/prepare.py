@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,8 @@ def train_proxy(dataset: SegmentationDataset, out: Path, recipe: Recipe, report:
 
     def loss_of(rng: torch.Generator) -> Tensor:
         images, labels = pixels.batch(recipe.batch_size, rng)
-        gain = 1 + 0.25 * (2 * torch.rand(len(images), 3, 1, 1, generator=rng) - 1) * torch.rand(len(images), 1, 1, 1, generator=rng)
+        tint = 2 * torch.rand(len(images), 3, 1, 1, generator=rng) - 1
+        gain = 1 + 0.25 * tint * torch.rand(len(images), 1, 1, 1, generator=rng)
         images = ((images + 1) * gain - 1 + 0.1 * torch.randn(len(images), 1, 1, 1, generator=rng)).clamp(-1, 1)
         images, labels = images.to(recipe.device), labels.to(recipe.device)
         with torch.autocast(recipe.device, torch.bfloat16, enabled=bf16):
@@ -266,7 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recipe = Recipe(options.iterations, options.batch_size, options.learning_rate, options.seed, device=options.device)
     train = {"proxy": train_proxy, "generator": train_generator}[options.what]
-    train(open_dataset("folder", options.data, "train"), options.out, recipe, report=lambda line: print(line, flush=True), pretrained=options.pretrained)
+    dataset, say = open_dataset("folder", options.data, "train"), partial(print, flush=True)
+    train(dataset, options.out, recipe, report=say, pretrained=options.pretrained)
 
 
 if __name__ == "__main__":

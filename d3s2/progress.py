@@ -63,8 +63,8 @@ class Display:
 class Meter:
     """Samples the memory of the processes below this one, where the notebooks' kernels are, while a block runs.
 
-    tick is called after every sample. peak_mb: largest sum so far, in MiB; of the proportional share of shared pages where the system tells it, else
-    of the resident size.
+    tick is called after every sample. peak_mb: largest sum so far, in MiB; of the proportional share of shared
+    pages where the system tells it, else of the resident size.
     """
 
     def __init__(self, tick: Callable[[], None] | None = None, interval: float = 0.5):

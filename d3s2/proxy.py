@@ -6,6 +6,7 @@ encoder-decoder of about a million parameters, small enough that its gradient co
 """
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,15 +41,16 @@ class ProxySegmenter(ModelMixin, ConfigMixin):
     def __init__(self, num_classes: int = 20, channels: tuple[int, ...] = (32, 64, 96, 128)):
         super().__init__()
         inputs = (3, *channels[:-1])
-        self.encoder = nn.ModuleList(_stage(i, o, 1 if n == 0 else 2) for n, (i, o) in enumerate(zip(inputs, channels)))
-        pairs = list(zip(channels[1:], channels[:-1]))
-        self.decoder = nn.ModuleList(_stage(deep + fine, fine, 1) for deep, fine in reversed(pairs))
+        steps = enumerate(zip(inputs, channels, strict=True))
+        self.encoder = nn.ModuleList(_stage(i, o, 1 if n == 0 else 2) for n, (i, o) in steps)
+        pairs = list(itertools.pairwise(channels))
+        self.decoder = nn.ModuleList(_stage(deep + fine, fine, 1) for fine, deep in reversed(pairs))
         self.head = nn.Conv2d(channels[0], num_classes, 1)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the feature layers, in the order of `ProxyOutput.features`."""
-        return tuple(f"encoder{n + 1}" for n in range(len(self.encoder))) + ("decoder",)
+        return (*(f"encoder{n + 1}" for n in range(len(self.encoder))), "decoder")
 
     def forward(self, images: Tensor) -> ProxyOutput:
         """Segment float[B, 3, H, W] images in [-1, 1]; computed, and answered, in the network's own precision."""
@@ -56,7 +58,7 @@ class ProxySegmenter(ModelMixin, ConfigMixin):
         for stage in self.encoder:
             x = stage(x)
             features.append(x)
-        for stage, skip in zip(self.decoder, features[-2::-1]):
+        for stage, skip in zip(self.decoder, features[-2::-1], strict=True):
             x = stage(torch.cat([F.interpolate(x, scale_factor=2.0, mode="bilinear"), skip], 1))
         return ProxyOutput(self.head(x), [*features, x])
 
@@ -66,5 +68,7 @@ def load_proxy(folder: Path, device: str = "cpu") -> ProxySegmenter:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise D3S2Error(f"No proxy in {folder}: expected config.json there. Train one with `python -m d3s2.prepare`.")
-    proxy = ProxySegmenter.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    proxy = ProxySegmenter.from_pretrained(
+        folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, use_safetensors=True
+    )
     return proxy.requires_grad_(False).eval().to(device)

@@ -69,7 +69,8 @@ def sweep(
     jobs = [_job(fixed, point, folder, notebooks) for point in points]
     done = [runner.is_finished(job.names, job.notebooks) for job in jobs]  # finds bad parameters too
     with artifacts.run_lock(folder):
-        records = [_record(point, Outcome(FINISHED if whole else WAITING, 0.0)) for point, whole in zip(points, done, strict=True)]
+        states = [FINISHED if whole else WAITING for whole in done]
+        records = [_record(point, Outcome(state, 0.0)) for point, state in zip(points, states, strict=True)]
         _write(folder, fixed, grid, records)
         for record in records:
             if record["state"] == FINISHED:
@@ -79,7 +80,8 @@ def sweep(
             place = waiting[number]
             records[place] = _record(points[place], outcome)
             _write(folder, fixed, grid, records)
-            tell(f"{points[place].name}: {outcome.state} after {clock(outcome.seconds)}{' - ' * bool(outcome.message)}{outcome.message}")
+            reason = f" - {outcome.message}" if outcome.message else ""
+            tell(f"{points[place].name}: {outcome.state} after {clock(outcome.seconds)}{reason}")
         sweep_report.write(folder, grid, records)
     return records
 
@@ -127,7 +129,8 @@ def run_one(job: Job) -> Outcome:
     """Execute a run in a process of its own, which ends with this one; its words go to `run.log` in its folder."""
     started, run_dir = time.perf_counter(), Path(job.run_dir)
     _wait_for_lock(run_dir)
-    command = [sys.executable, "-m", "d3s2.cli", "run", "--profile", str(job.names.get("profile", "scenes")), "--run-dir", job.run_dir]
+    profile = str(job.names.get("profile", "scenes"))
+    command = [sys.executable, "-m", "d3s2.cli", "run", "--profile", profile, "--run-dir", job.run_dir]
     for name, value in job.names.items():
         command += ["-p", f"{name}={value}"] if name not in ("profile", "run_dir") else []
     command += ["--notebooks", job.notebooks] if job.notebooks else []

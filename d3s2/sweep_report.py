@@ -101,7 +101,8 @@ def page(
     """The report as one HTML file: nothing in it is loaded from elsewhere; links to notebooks are relative."""
     finished = sum(record["state"] == "finished" for record in records)
     failed = sum(record["state"] == "failed" for record in records)
-    summary = f"{len(records)} runs: {finished} finished, {failed} failed. Mean and standard deviation are over runs that differ in the seed."
+    summary = f"{len(records)} runs: {finished} finished, {failed} failed. "
+    summary += "Mean and standard deviation are over runs that differ in the seed."
     figure = f'<img alt="Validation mIoU of every point" src="data:image/png;base64,{_figure(names, rows)}">' if rows else ""
     results = _table(header, [[html.escape(cell) for cell in _cells(row)] for row in rows])
     runs = _table(["run", "state", "seconds", "executed notebooks"], [_run(folder, record) for record in records])

@@ -251,7 +251,8 @@ class _Memory:
         for start in range(self._known, rank, size):
             images, labels = self._read([self.dataset.ids[i] for i in self.indices[start : start + size]])
             features = [f[:size] for f in self.proxy(pad_batch(images)).features]
-            self._moments = self._moments or ClassMoments(self.dataset.num_classes, [f.shape[1] for f in features], self.proxy.layers)
+            widths = [layer.shape[1] for layer in features]
+            self._moments = self._moments or ClassMoments(self.dataset.num_classes, widths, self.proxy.layers)
             self._moments.update(features, labels)
         self._known = rank
         return SetMemory.from_moments(self._moments, self.proxy.device)

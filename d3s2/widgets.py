@@ -41,7 +41,7 @@ def _knob(names: list[str], picture: Callable[[str], bytes]) -> Any:
     def turn(change: dict[str, Any]) -> None:
         try:
             view.value, note.value = picture(change["new"]), ""
-        except Exception as error:  # a callback's traceback would vanish in the server's log
+        except Exception as error:  # noqa: BLE001 - a callback's traceback would vanish in the server's log
             note.value = f"<b>{type(error).__name__}</b>: {error}"
 
     slider.observe(turn, names="value")

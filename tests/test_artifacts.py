@@ -104,7 +104,7 @@ def test_npz_refuses_objects(tmp_path: Path) -> None:
 
 def test_damaged_and_missing_json_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(D3S2Error, match="a.json"):
+    with pytest.raises(D3S2Error, match=r"a.json"):
         artifacts.read_json(tmp_path / "a.json")
     with pytest.raises(D3S2Error, match="missing"):
         artifacts.read_json(tmp_path / "b.json")
@@ -262,7 +262,7 @@ def test_find_opens_the_finished_stage(tmp_path: Path) -> None:
 
 
 def test_find_says_which_notebook_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(D3S2Error, match="missing.*02_mask_selection"):
+    with pytest.raises(D3S2Error, match=r"missing.*02_mask_selection"):
         Stage.find(tmp_path, "selection")
     make_stage(tmp_path).begin()
     with pytest.raises(D3S2Error, match="unfinished"):

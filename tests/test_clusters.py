@@ -33,7 +33,8 @@ class Cluster:
     def __init__(self, folder: Path, workers: int):
         self.folder, self.processes = folder, []
         # Workers import the functions of this module too.
-        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        self.environment = os.environ | {"PYTHONPATH": path}
         self._start("scheduler", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
         self.address = self._read("scheduler", r"(tcp://127\.0\.0\.1:\d+)")
         for number in range(workers):
@@ -192,7 +193,8 @@ if __name__ == "__main__":
 """
     (tmp_path / "script.py").write_text(code)
     script = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py")], env=os.environ | {clusters.SCHEDULER: "local"}, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(tmp_path / "script.py")], env=os.environ | {clusters.SCHEDULER: "local"},
+        stdout=subprocess.PIPE, text=True
     )
     assert int(script.stdout.readline()) >= 1
     children = psutil.Process(script.pid).children(recursive=True)

@@ -104,7 +104,7 @@ def test_text_of_the_wrong_type_is_named(name: str, text: str) -> None:
 def test_an_unknown_name_gets_the_closest() -> None:
     with pytest.raises(D3S2Error, match="no parameter 'bugdet': did you mean 'budget'"):
         parse("bugdet", "1")
-    with pytest.raises(D3S2Error, match="there are .*budget"):
+    with pytest.raises(D3S2Error, match=r"there are .*budget"):
         parse("qqqqqqqq", "1")
 
 

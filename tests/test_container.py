@@ -24,13 +24,15 @@ from smoke_run import SmokeRun
 ROOT = Path(__file__).resolve().parent.parent
 BASE, IMAGE = "localhost/d3s2-tests-base", "localhost/d3s2-tests"
 UID = 1000
-UNIT_TESTS = ("test_artifacts", "test_config", "test_environment", "test_guidance", "test_losses", "test_mmcv_ops", "test_selection")
+UNIT_TESTS = tuple(
+    f"test_{name}" for name in ("artifacts", "config", "environment", "guidance", "losses", "mmcv_ops", "selection")
+)
 """What depends most on the machine; the others test the same sources again."""
 
 MISSING = [tool for tool in ("buildah", "mmdebstrap") if not shutil.which(tool)]
 pytestmark = [
     pytest.mark.notebooks,
-    pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} missing: apt-get install buildah mmdebstrap to try the Dockerfile"),
+    pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} missing: apt-get install them to try the Dockerfile"),
     pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() != 0, reason="building on a base made here needs root"),
 ]
 
@@ -101,7 +103,9 @@ class Image:
     def inspect(self) -> dict:
         return json.loads(checked("buildah", "inspect", "--type", "image", IMAGE))["Docker"]
 
-    def run(self, *arguments: str | Path, volumes: dict[Path, str] | None = None, entry: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str | Path, volumes: dict[Path, str] | None = None, entry: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """`docker run --rm --volume … d3s2 <arguments>`: the image's entry point, user and environment."""
         container = checked("buildah", "from", "--pull-never", IMAGE).strip()
         mounts = [part for outside, inside in (volumes or {}).items() for part in ("--volume", f"{outside}:{inside}")]
@@ -164,7 +168,8 @@ def test_check_and_unit_tests_pass_inside(image: Image, volume: Path) -> None:
 def test_a_failing_notebook_gives_its_exit_code(image: Image, volume: Path, tmp_path: Path) -> None:
     write_notebook(tmp_path / "notebooks" / "00_start.ipynb", "1 / 0")
     os.chmod(tmp_path, 0o755)
-    done = image.run("run", "--profile", "smoke", "--notebooks", "/mine", volumes={volume: "/d3s2", tmp_path / "notebooks": "/mine"})
+    volumes = {volume: "/d3s2", tmp_path / "notebooks": "/mine"}
+    done = image.run("run", "--profile", "smoke", "--notebooks", "/mine", volumes=volumes)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
     executed = volume / "runs" / "smoke" / "executed" / "00_start.ipynb"
     assert executed.is_file() and executed.stat().st_uid == UID

@@ -92,8 +92,10 @@ def test_a_guided_step_moves_the_sample_by_the_closed_form(tiny, start, mode):
 
 def test_the_last_step_moves_the_clean_image_by_the_closed_form(tiny, start):
     plain = list(sample(tiny, *start, steps=10, clip=False))[-1]
-    steered = list(sample(tiny, *start, steps=10, guidance=Guidance({"bright": 0.3}, window=(0.9, 1)), losses=brightness, clip=False))[-1]
-    torch.testing.assert_close(steered.x - plain.x, -math.sqrt((1 - ALPHA[0]) / ALPHA[0]) * steered.gradient, rtol=1e-7, atol=1e-9)
+    late = Guidance({"bright": 0.3}, window=(0.9, 1))
+    steered = list(sample(tiny, *start, steps=10, guidance=late, losses=brightness, clip=False))[-1]
+    expected = -math.sqrt((1 - ALPHA[0]) / ALPHA[0]) * steered.gradient
+    torch.testing.assert_close(steered.x - plain.x, expected, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("mode, strength", [("norm", 0.3), ("raw", 30.0)])
@@ -123,7 +125,11 @@ def test_norm_mode_normalises_each_gradient_on_its_own():
 def test_norm_mode_does_not_know_the_unit_of_a_loss_and_has_the_stated_length(tiny, start):
     guidance = Guidance({"bright": 0.2}, window=(0, 1))
     step = next(sample(tiny, *start, steps=10, guidance=guidance, losses=brightness))
-    scaled = next(sample(tiny, *start, steps=10, guidance=guidance, losses=lambda x: {k: 1e3 * v for k, v in brightness(x).items()}))
+
+    def thousandfold(x):
+        return {name: 1e3 * value for name, value in brightness(x).items()}
+
+    scaled = next(sample(tiny, *start, steps=10, guidance=guidance, losses=thousandfold))
     torch.testing.assert_close(step.gradient, scaled.gradient, rtol=1e-8, atol=0)
     eps, _, _ = _predict(tiny, start[0], 900, ALPHA[900], start[1], start[2], Guidance(), None, 0)
     expected = 0.2 * math.sqrt(1 - ALPHA[900]) * eps.flatten(1).norm(dim=1)
@@ -143,8 +149,8 @@ def test_detach_equals_full_when_the_noise_prediction_is_constant(start):
 
 
 def test_detach_is_not_full_when_the_noise_prediction_moves(tiny, start):
-    found = [_predict(tiny, start[0], 500, ALPHA[500], start[1], start[2], Guidance({"bright": 1.0}, jacobian=j), brightness, 0)[2]
-             for j in ("detach", "full")]
+    rules = [Guidance({"bright": 1.0}, jacobian=jacobian) for jacobian in ("detach", "full")]
+    found = [_predict(tiny, start[0], 500, ALPHA[500], start[1], start[2], rule, brightness, 0)[2] for rule in rules]
     assert not torch.allclose(found[0].gradients["bright"], found[1].gradients["bright"], rtol=1e-2)
 
 
@@ -158,7 +164,8 @@ def test_full_jacobian_agrees_with_finite_differences_on_a_linear_denoiser():
         return ((math.sqrt(a) * z - math.sqrt(1 - a) * generator.unet(z, 0, None, None)) ** 3).sum()
 
     guidance = Guidance({"cube": 1.0}, mode="raw", jacobian="full")
-    gradient = _predict(generator, x, 500, a, None, None, guidance, lambda im: {"cube": (im**3).flatten(1).sum(1)}, 0)[2].gradients["cube"]
+    step = _predict(generator, x, 500, a, None, None, guidance, lambda im: {"cube": (im**3).flatten(1).sum(1)}, 0)[2]
+    gradient = step.gradients["cube"]
     for k in range(12):
         h = torch.zeros(12, dtype=torch.float64)
         h[k] = 1e-5
@@ -187,7 +194,8 @@ def test_recurrence_repeats_guided_steps_only_and_once_is_no_recurrence(tiny, st
         stream = NoiseStream([5, 6, 7], (3, 16, 16))
         return list(sample(tiny, *start, 10, Guidance({"bright": 0.1}, window=(0.2, 0.4), **more), brightness, fresh=stream))
 
-    assert torch.equal(run(recurrence=1)[-1].x, finish(sample(tiny, *start, 10, Guidance({"bright": 0.1}, window=(0.2, 0.4)), brightness)).x)
+    plain = finish(sample(tiny, *start, 10, Guidance({"bright": 0.1}, window=(0.2, 0.4)), brightness))
+    assert torch.equal(run(recurrence=1)[-1].x, plain.x)
     assert [(s.index, s.repeat) for s in run(recurrence=3) if s.losses] == [(2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
     assert len(run(recurrence=3)) == 14
 
@@ -250,7 +258,10 @@ def test_both_losses_steer_by_their_true_gradient(jacobian):
 
     def losses(images):
         output = proxy(images)
-        return {"segmentation": segmentation_consistency(output.logits, labels), "feature": feature_matching(output.features, labels, targets)}
+        return {
+            "segmentation": segmentation_consistency(output.logits, labels),
+            "feature": feature_matching(output.features, labels, targets),
+        }
 
     def value(z, name):
         noise = eps if jacobian == "detach" else _predict(generator, z, 500, a, labels, None, Guidance(), None, 0)[0]

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from d3s2.errors import D3S2Error
-from d3s2.losses import ClassAreas, FeatureTargets, SetMemory, class_moments, pixel_losses, feature_matching, segmentation_consistency
+from d3s2.losses import (
+    ClassAreas,
+    FeatureTargets,
+    SetMemory,
+    class_moments,
+    feature_matching,
+    pixel_losses,
+    segmentation_consistency,
+)
 from d3s2.statistics import ClassMoments, soft_masks
 
 C, H, W = 5, 8, 12
@@ -71,7 +79,8 @@ def test_relabelling_the_classes_changes_neither_loss(seed):
     moved_logits[:, order] = logits
     real = layers(seed + 1)
     for balance in (False, True):
-        torch.testing.assert_close(segmentation_consistency(logits, labels, balance), segmentation_consistency(moved_logits, moved, balance))
+        torch.testing.assert_close(segmentation_consistency(logits, labels, balance),
+                                   segmentation_consistency(moved_logits, moved, balance))
     torch.testing.assert_close(feature_matching(features, labels, targets_of(real, labels)),
                                feature_matching(features, moved, targets_of(real, moved)))
 
@@ -99,7 +108,8 @@ def test_shuffling_pixels_inside_a_class_changes_nothing():
     for c in range(C):
         where = (labels.flatten() == c).nonzero().flatten()
         shuffled[..., where] = shuffled[..., where[torch.randperm(len(where), generator=torch.Generator().manual_seed(c))]]
-    torch.testing.assert_close(feature_matching([shuffled.reshape(features[0].shape)], labels, targets), feature_matching(features, labels, targets))
+    torch.testing.assert_close(feature_matching([shuffled.reshape(features[0].shape)], labels, targets),
+                               feature_matching(features, labels, targets))
 
 
 def test_features_under_ignored_pixels_do_not_count():
@@ -114,7 +124,8 @@ def test_one_class_everywhere_is_plain_mean_and_deviation_matching():
     labels = torch.zeros(1, H, W, dtype=torch.int64)
     real = layers(11, batch=1)[0]
     flat, real_flat = feature.flatten(2)[0], real.flatten(2)[0]
-    gap = (flat.mean(1) - real_flat.mean(1)) ** 2 + ((flat.var(1, False) + 1e-6).sqrt() - (real_flat.var(1, False) + 1e-6).sqrt()) ** 2
+    deviation, real_deviation = ((values.var(1, False) + 1e-6).sqrt() for values in (flat, real_flat))
+    gap = (flat.mean(1) - real_flat.mean(1)) ** 2 + (deviation - real_deviation) ** 2
     expected = (gap / (real_flat.var(1, False) + 1e-6)).mean()
     assert feature_matching([feature], labels, targets_of([real], labels)).item() == pytest.approx(expected.item(), rel=1e-9)
 
@@ -133,7 +144,8 @@ def test_gradients_agree_with_finite_differences():
     logits, labels = some(13, batch=1)
     features, targets = layers(13, batch=1), targets_of(layers(14, batch=1), labels)
     assert torch.autograd.gradcheck(lambda x: segmentation_consistency(x, labels, True), logits.requires_grad_())
-    assert torch.autograd.gradcheck(lambda a, b: feature_matching([a, b], labels, targets), tuple(f.requires_grad_() for f in features), atol=1e-6)
+    leaves = tuple(feature.requires_grad_() for feature in features)
+    assert torch.autograd.gradcheck(lambda a, b: feature_matching([a, b], labels, targets), leaves, atol=1e-6)
 
 
 def moments_of(features: list[torch.Tensor], labels: torch.Tensor) -> ClassMoments:

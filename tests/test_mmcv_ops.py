@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -19,7 +20,7 @@ SHAPES = ((4, 6), (2, 3), (1, 2))
 def problem(seed: int, batch: int = 2, queries: int = 5, heads: int = 2, width: int = 3, points: int = 2):
     """Random inputs in float64; a part of the sampling locations lies outside of the maps."""
     generator = torch.Generator().manual_seed(seed)
-    rand = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)
+    rand = functools.partial(torch.rand, generator=generator, dtype=torch.float64)
     shapes = torch.tensor(SHAPES)
     sizes = shapes.prod(1)
     start = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)[:-1]])
@@ -43,7 +44,7 @@ def test_forward_and_backward_equal_mmcvs_own_reference():
     expected = torch.autograd.grad(reference, inputs, upstream)
     got = [torch.zeros_like(tensor) for tensor in inputs]
     mmcv_ops.ms_deform_attn_backward(inputs[0], shapes, start, *inputs[1:], upstream, *got, im2col_step=64)
-    for mine, theirs in zip(got, expected):
+    for mine, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13)
 
 
@@ -53,7 +54,10 @@ def test_mmcvs_autograd_function_passes_gradcheck():
 
     value, shapes, start, locations, weights = problem(3, batch=1, queries=3, heads=1, width=2)
     inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
-    function = lambda v, x, w: MultiScaleDeformableAttnFunction.apply(v, shapes, start, x, w, 64)
+
+    def function(v: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return MultiScaleDeformableAttnFunction.apply(v, shapes, start, x, w, 64)
+
     assert torch.autograd.gradcheck(function, inputs, nondet_tol=0)
 
 
@@ -69,7 +73,7 @@ def test_other_operations_raise_when_called_and_say_what_to_do():
     from mmcv.ops import nms
 
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-    with pytest.raises(D3S2Error, match="'nms'.*--no-build-isolation"):
+    with pytest.raises(D3S2Error, match=r"'nms'.*--no-build-isolation"):
         nms(boxes, torch.ones(1), 0.5)
 
 

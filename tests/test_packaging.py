@@ -1,4 +1,4 @@
-"""The pins, the conda file and the set-up script: one set of versions, and a sentence for what can go wrong."""
+"""The pins and the set-up script: one set of versions, and a sentence for what can go wrong."""
 
 from __future__ import annotations
 
@@ -30,13 +30,6 @@ def test_lock_fits_the_cpu_and_the_cuda_build() -> None:
     text = (ROOT / "constraints.txt").read_text()
     assert "+cpu" not in text and "://" not in text and "--hash" not in text
     assert any(name.startswith("nvidia-") for name in pins("constraints.txt"))
-
-
-def test_conda_file_has_no_versions_of_its_own() -> None:
-    text = (ROOT / "environment.yml").read_text()
-    assert re.findall(r"^ +- (.+)$", text, re.MULTILINE) == [
-        "conda-forge", "python=3.11", "pip", "pip:", "-c constraints.txt", "-r requirements.in", "-e ."
-    ]  # fmt: skip
 
 
 @pytest.fixture

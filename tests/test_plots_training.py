@@ -54,7 +54,7 @@ def test_the_committed_curve_rises_and_names_its_command():
 
 
 def test_a_missing_curve_says_how_to_measure_it(tmp_path):
-    with pytest.raises(D3S2Error, match="python -m d3s2.curve"):
+    with pytest.raises(D3S2Error, match=r"python -m d3s2.curve"):
         curve.read_curve(tmp_path / "none.csv")
 
 

@@ -13,46 +13,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebook_maker import PARAMETERS, stage_cell, write_notebook
+from notebook_maker import SLOW, Sequence, stage_cell, write_notebook
 
 from d3s2 import artifacts, chapters, config, runner
 from d3s2.errors import D3S2Error
 from d3s2.runner import Plan
-
-
-class Sequence:
-    """Three notebooks: 00 writes nothing, 01 the stage `statistics`, 02 `selection` from it."""
-
-    def __init__(self, folder: Path):
-        self.notebooks, self.run_dir = folder / "notebooks", folder / "run"
-        write_notebook(self.notebooks / "00_start.ipynb", "print('hello')")
-        write_notebook(self.notebooks / "01_first.ipynb", stage_cell("statistics"))
-        write_notebook(
-            self.notebooks / "02_second.ipynb",
-            stage_cell("selection", inputs="statistics"),
-            parameters=PARAMETERS + "\nbeta: float = None  # weight\nthreads: int = None  # cores",
-        )
-
-    def run(self, plan: Plan | None = None, **names: object) -> list[str]:
-        """Run; returns the notebooks that were executed (not skipped)."""
-        before = self.stamps()
-        names = {"profile": "smoke", "run_dir": str(self.run_dir)} | names
-        runner.run(names, plan or Plan(), self.notebooks)
-        return [name for name, stamp in self.stamps().items() if before.get(name) != stamp]
-
-    def stamps(self) -> dict[str, int]:
-        return {path.stem[:2]: path.stat().st_mtime_ns for path in sorted(self.run_dir.glob("executed/*.ipynb"))}
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "d3s2.cli", "run", "--profile", "smoke", "--run-dir", str(self.run_dir),
-                "--notebooks", str(self.notebooks), *arguments]  # fmt: skip
-
-    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=120, check=False)
-
-    def artefacts(self) -> dict[str, bytes]:
-        stages = [path for name in ("statistics", "selection") for path in (self.run_dir / name).rglob("*")]
-        return {str(path.relative_to(self.run_dir)): path.read_bytes() for path in stages if path.is_file()}
 
 
 @pytest.fixture
@@ -207,13 +172,6 @@ def test_a_kernel_that_dies_is_a_sentence(sequence: Sequence) -> None:
     assert "01_first failed because its Python process died" in done.stderr and "Traceback" not in done.stderr
 
 
-SLOW = """import time
-    for i in range(40):
-        if not (folder / f'item{i}.json').exists():
-            write_json(folder / f'item{i}.json', i)
-            time.sleep(0.1)"""
-
-
 def test_kill_in_the_middle_then_resume_gives_the_same_bytes(sequence: Sequence, tmp_path: Path) -> None:
     write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", SLOW))
     killed = subprocess.Popen(sequence.command(), stdout=subprocess.DEVNULL, start_new_session=True)
@@ -236,7 +194,7 @@ def test_kill_in_the_middle_then_resume_gives_the_same_bytes(sequence: Sequence,
 def test_two_runs_in_one_folder(sequence: Sequence) -> None:
     write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", SLOW))
     first = subprocess.Popen(sequence.command(), stdout=subprocess.PIPE, text=True)
-    _wait_until(lambda: (sequence.run_dir / "statistics").exists())
+    _wait_until((sequence.run_dir / "statistics").exists)
     second = sequence.cli()
     assert second.returncode == 2 and f"Another run (process {first.pid})" in second.stderr
     first.communicate(timeout=120)
@@ -246,7 +204,7 @@ def test_two_runs_in_one_folder(sequence: Sequence) -> None:
 def test_interrupt_says_how_to_go_on(sequence: Sequence) -> None:
     write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", SLOW))
     running = subprocess.Popen(sequence.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    _wait_until(lambda: (sequence.run_dir / "statistics" / "item3.json").exists())
+    _wait_until((sequence.run_dir / "statistics" / "item3.json").exists)
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130 and "goes on from here" in errors and "Traceback" not in errors
@@ -275,7 +233,7 @@ def test_a_notebook_without_parameters_cell_is_named(sequence: Sequence) -> None
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].metadata = {}
     nbformat.write(notebook, path)
-    with pytest.raises(D3S2Error, match="01_first.ipynb has 0 cells"):
+    with pytest.raises(D3S2Error, match=r"01_first.ipynb has 0 cells"):
         sequence.run()
 
 

@@ -20,8 +20,8 @@ from d3s2.losses import FeatureTargets, pixel_losses
 from d3s2.prepare import Recipe as Training
 from d3s2.prepare import train_generator, train_proxy, warm_start
 from d3s2.proxy import ProxySegmenter, load_proxy
-from d3s2.statistics import feature_statistics
 from d3s2.quality import class_mean_losses, ignore_doubtful, read_images, read_masks, to_uint8
+from d3s2.statistics import feature_statistics
 from d3s2.synthesis import LossOptions, Recipe, guidance_losses, image_seed, synthesise
 
 RECIPE = Recipe(steps=4, guidance=Guidance({"segmentation": 0.1, "feature": 0.1}, window=(0, 1)), group=2)
@@ -102,7 +102,8 @@ def pictures(folder: Path) -> dict[str, bytes]:
     replace(RECIPE, losses=LossOptions(balance=True, kappa=0.0, layers=("encoder2",)), candidates=2, ignore_margin=1.25)],
     ids=["default", "stochastic", "options"])
 def test_batch_size_order_and_shards_change_no_byte_of_an_image(dataset, parts, tmp_path, recipe):
-    for name, group, shards in (("whole", 5, [[0, 1, 2, 3, 4]]), ("alone", 1, [[4, 2, 3, 1, 0]]), ("shards", 2, [[3, 0, 1], [4, 2]])):
+    ways = (("whole", 5, [[0, 1, 2, 3, 4]]), ("alone", 1, [[4, 2, 3, 1, 0]]), ("shards", 2, [[3, 0, 1], [4, 2]]))
+    for name, group, shards in ways:
         for shard in shards:
             synthesise(*parts, dataset, shard, tmp_path / name, replace(recipe, group=group, steps=2))
     assert len(pictures(tmp_path / "whole")) == 10
@@ -146,7 +147,9 @@ def test_the_filter_writes_the_labels_it_says(dataset, parts, tmp_path):
     assert torch.equal(read_masks(made, range(3)), expected) and (expected == 255).any()
     records = [json.loads((tmp_path / "records" / f"{name}.json").read_text()) for name in made.ids]
     assert [r["ignored_pixels"] for r in records] == ((expected == 255).sum((1, 2)) - (labels == 255).sum((1, 2))).tolist()
-    assert all(sum(right for right, _ in r["class_pixels"].values()) / 64**2 == pytest.approx(r["proxy_agreement"], abs=1e-6) for r in records)
+    for record in records:
+        right = sum(right for right, _ in record["class_pixels"].values())
+        assert right / 64**2 == pytest.approx(record["proxy_agreement"], abs=1e-6)
 
 
 @pytest.mark.parametrize("make, message", [
@@ -205,7 +208,7 @@ def test_training_resumes_to_the_same_weights_and_saves_what_it_loads(dataset, t
     said = []
     again = train_proxy(dataset, tmp_path / "cut", recipe, said.append)
     assert said[0] == "going on at iteration 2" and len(said) == 3
-    for a, b in zip(whole.state_dict().values(), again.state_dict().values()):
+    for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b)
     loaded, images = load_proxy(tmp_path / "whole"), torch.rand(1, 3, 64, 64) * 2 - 1
     torch.testing.assert_close(loaded(images).logits, whole.eval()(images).logits, atol=2e-2, rtol=2e-2)  # stored in fp16
@@ -215,7 +218,7 @@ def test_generator_trains_saves_and_loads(dataset, tmp_path):
     generator = train_generator(dataset, tmp_path, Training(2, batch_size=2), lambda line: None, channels=(32, 32), layers=1)
     loaded = load_generator(tmp_path)
     assert loaded.unet.dtype == torch.float32 and loaded.scheduler.config.prediction_type == "v_prediction"
-    for a, b in zip(generator.unet.parameters(), loaded.unet.parameters()):
+    for a, b in zip(generator.unet.parameters(), loaded.unet.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
@@ -230,7 +233,7 @@ def test_a_warm_start_copies_all_that_does_not_depend_on_the_classes():
 
 @pytest.mark.parametrize("load", [load_generator, load_proxy])
 def test_missing_weights_say_how_to_get_them(load, tmp_path):
-    with pytest.raises(D3S2Error, match="d3s2.prepare"):
+    with pytest.raises(D3S2Error, match=r"d3s2.prepare"):
         load(tmp_path)
 
 
@@ -238,4 +241,4 @@ def test_saving_in_half_precision_leaves_the_model_alone(tmp_path):
     proxy = ProxySegmenter(3, channels=(8, 8))
     before = [p.clone() for p in proxy.parameters()]
     save_half(proxy, tmp_path)
-    assert all(torch.equal(a, b) and b.dtype == torch.float32 for a, b in zip(before, proxy.parameters()))
+    assert all(torch.equal(a, b) and b.dtype == torch.float32 for a, b in zip(before, proxy.parameters(), strict=True))

@@ -9,6 +9,7 @@ Coordinates are fractions of the image: x grows to the right, y grows downwards,
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,7 +210,8 @@ def _boat(c: _Canvas, x: float, base: float, s: float) -> None:
 def _cactus(c: _Canvas, x: float, base: float, s: float) -> None:
     h = s * c.rng.uniform(0.16, 0.26)
     where = _box(x - 0.09 * h, base - h, x + 0.09 * h, base) | _box(x - 0.32 * h, base - 0.62 * h, x + 0.32 * h, base - 0.48 * h)
-    where |= _box(x - 0.32 * h, base - 0.85 * h, x - 0.19 * h, base - 0.5 * h) | _box(x + 0.19 * h, base - 0.75 * h, x + 0.32 * h, base - 0.5 * h)
+    where |= _box(x - 0.32 * h, base - 0.85 * h, x - 0.19 * h, base - 0.5 * h)
+    where |= _box(x + 0.19 * h, base - 0.75 * h, x + 0.32 * h, base - 0.5 * h)
     c.paint("cactus", where, _jitter(c.rng, (0.24, 0.50, 0.26), 0.05), 0.15 * np.sin(160 * _X))
 
 
@@ -240,7 +242,8 @@ def _city(c: _Canvas, h: float) -> None:
         _building(c, r.uniform(0, 1), h + r.uniform(0.01, 0.06), r.uniform(0.8, 1.3))
     _road(c, h + 0.04)
     _scatter(c, [(_tree, r.poisson(0.7), h + 0.04, 0.8), (_pole, int(r.random() < 0.32), h + 0.10, 0.85),
-                 (_car, r.choice(3, p=[0.45, 0.4, 0.15]), h + 0.10, 0.95), (_person, r.choice(3, p=[0.6, 0.3, 0.1]), h + 0.12, 0.97),
+                 (_car, r.choice(3, p=[0.45, 0.4, 0.15]), h + 0.10, 0.95),
+                  (_person, r.choice(3, p=[0.6, 0.3, 0.1]), h + 0.12, 0.97),
                  (_bus, int(r.random() < 0.08), h + 0.14, 0.92), (_bike, int(r.random() < 0.07), h + 0.18, 0.95)])
 
 
@@ -279,7 +282,8 @@ def _desert(c: _Canvas, h: float) -> None:
     _ground(c, "sand", h)
     if r.random() < 0.25:
         _road(c, h + 0.01)
-    _scatter(c, [(_cactus, r.choice(4, p=[0.2, 0.4, 0.25, 0.15]), h + 0.06, 0.95), (_animal, int(r.random() < 0.08), h + 0.12, 0.9)])
+    _scatter(c, [(_cactus, r.choice(4, p=[0.2, 0.4, 0.25, 0.15]), h + 0.06, 0.95),
+                 (_animal, int(r.random() < 0.08), h + 0.12, 0.9)])
 
 
 def _snowy(c: _Canvas, h: float) -> None:
@@ -289,7 +293,8 @@ def _snowy(c: _Canvas, h: float) -> None:
     _ground(c, "snow", h)
     if r.random() < 0.2:
         _road(c, h + 0.01)
-    _scatter(c, [(_house, int(r.random() < 0.25), h + 0.04, h + 0.2), (lambda *a: _tree(*a, conifer=True), r.poisson(2.0), h + 0.04, 0.85),
+    _scatter(c, [(_house, int(r.random() < 0.25), h + 0.04, h + 0.2),
+                 (lambda *a: _tree(*a, conifer=True), r.poisson(2.0), h + 0.04, 0.85),
                  (_person, int(r.random() < 0.2), h + 0.12, 0.95), (_animal, int(r.random() < 0.1), h + 0.12, 0.9)])
 
 
@@ -333,8 +338,8 @@ def write_split(folder: Path, split: str, count: int, seed: int = 0, progress: C
     for index in range(count):
         image_path, label_path = (folder / split / part / f"{index:05d}.png" for part in ("images", "labels"))
         if not (image_path.exists() and label_path.exists()):
-            for path, array in zip((image_path, label_path), draw_scene(seed, split, index)):
-                partial = path.with_name(f".{path.name}.part")
+            for path, array in zip((image_path, label_path), draw_scene(seed, split, index), strict=True):
+                partial = path.with_name(f".{path.name}.{os.getpid()}.part")
                 Image.fromarray(array).save(partial, format="PNG", compress_level=1)
                 partial.replace(path)
         if progress is not None:
