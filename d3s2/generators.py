@@ -141,11 +141,15 @@ def noise_schedule() -> DDIMScheduler:
 
 
 def load_generator(folder: Path, device: str = "cpu") -> LayoutGenerator:
-    """Load what `LayoutGenerator.save` wrote, frozen and in fp32.
+    """Load what `LayoutGenerator.save` wrote, frozen and in fp32; or the pretrained model that a note there stands for.
 
     Raises D3S2Error when the folder holds no generator.
     """
     folder = Path(folder)
+    if (folder / "stable_diffusion.json").is_file():
+        from .real_models import open_generator
+
+        return open_generator(folder, device)
     if not (folder / "unet" / "config.json").is_file():
         raise D3S2Error(f"No generator in {folder}: expected unet/config.json there. Train one with `python -m d3s2.prepare`.")
     unet = LayoutUNet.from_pretrained(folder / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False)

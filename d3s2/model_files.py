@@ -12,7 +12,8 @@ from pathlib import Path
 
 from .errors import D3S2Error
 
-MODEL_FILES = ("config.json", "*.safetensors")
+MODEL_FILES = ("config.json", "*model.safetensors")
+"""Half-precision copies, which some models add, have other names: nobody needs to fetch them too."""
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
@@ -41,10 +42,8 @@ class Source:
         return Path(self.place).is_dir() or Path(self.place).is_absolute() or self.place.count("/") != 1
 
     def patterns(self) -> list[str]:
-        """The files that are needed, for a download; the half-precision copies that some models add are not."""
-        exact = {"*.safetensors": ["diffusion_pytorch_model.safetensors", "model.safetensors"]}
-        return [f"{part}/{name}" if part else name for part, needed in self.parts.items()
-                for pattern in needed for name in exact.get(pattern, [pattern])]
+        """The files that are needed, for a download."""
+        return [f"{part}/{pattern}" if part else pattern for part, needed in self.parts.items() for pattern in needed]
 
 
 def locate(source: Source, download: bool = False) -> Path:
@@ -77,7 +76,7 @@ def _check_part(folder: Path, patterns: Sequence[str], source: Source) -> None:
     for pattern in patterns:
         if any(folder.glob(pattern)):
             continue
-        if pattern == "*.safetensors" and any(path for kind in _PICKLES for path in folder.glob(kind)):
+        if pattern.endswith(".safetensors") and any(path for kind in _PICKLES for path in folder.glob(kind)):
             raise D3S2Error(f"{folder} holds weights as a pickle, which can run code: d3s2 loads safetensors only. "
                             f"Fetch those: {source.command}")
         raise D3S2Error(f"{folder} lacks {pattern}: the model is missing or half downloaded. Fetch it: {source.command}")
