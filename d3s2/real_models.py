@@ -51,6 +51,13 @@ def backbone_path(settings: Settings) -> Path:
     return Path(settings.backbone_weights).expanduser() if settings.backbone_weights else _published(_backbone_address())
 
 
+def training_network(settings: Settings) -> dict[str, str]:
+    """The fields of a `TrainingJob` that say which network is trained."""
+    if settings.network == "scaled-down":
+        return {}
+    return {"network": settings.network, "backbone_weights": str(backbone_path(settings))}
+
+
 def write_notes(settings: Settings, dataset: SegmentationDataset, folder: Path) -> None:
     """Write the notes of the run's pretrained models into `<folder>/{proxy,generator}`.
 

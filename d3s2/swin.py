@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .data.base import IGNORE
 from .training import TrainingJob
 
 SHIPPED_BATCH = 16
@@ -46,6 +47,10 @@ def _set_loaders(config: Any, job: TrainingJob) -> None:
         if step["type"] == "RandomChoiceResize":
             step["scales"] = [int(min(job.size) * share * 0.1) for share in range(5, 21)]
             step["max_size"] = 4 * max(job.size)
+    # Smaller images are filled up here, not by the preprocessor as in the shipped file, with what it would fill in: the
+    # mean colour, BGR. So all views have one size, which notebook 04 shows.
+    mean = tuple(round(value) for value in reversed(config.model.data_preprocessor.mean))
+    pipeline.insert(-1, {"type": "Pad", "size": tuple(reversed(job.size)), "pad_val": {"img": mean, "seg": IGNORE}})
     config.train_dataloader["dataset"]["pipeline"] = pipeline
     workers = WORKERS if job.device == "cuda" else 0
     config.train_dataloader.update(num_workers=workers, persistent_workers=workers > 0)
