@@ -8,6 +8,7 @@ gives the complete `Settings`: a value that was set wins; None takes what notebo
 from __future__ import annotations
 
 import difflib
+import json
 import operator
 import os
 from collections.abc import Mapping
@@ -16,15 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from d3s2 import artifacts
+from d3s2.control_colors import PALETTES
+from d3s2.data.public import FORMATS
 from d3s2.errors import D3S2Error
+from d3s2.profiles import PROFILES
 
+PARAMETERS = "D3S2_PARAMETERS"
+"""Environment variable, how a run tells its notebooks the parameters that none of them declares: JSON."""
 RUN_FILE = "run.json"
 EMBEDDED_WEIGHTS = Path(__file__).resolve().parent / "weights" / "scenes"
 
 
 def _parameter(kind: type, help: str, low: float | None = None, high: float | None = None, unit: str = "",
-               choices: tuple[str, ...] = ()) -> Any:
-    return field(metadata={"type": kind, "help": help, "low": low, "high": high, "unit": unit, "choices": choices})
+               choices: tuple[str, ...] = (), run_wide: bool = False) -> Any:
+    return field(metadata={"type": kind, "help": help, "low": low, "high": high, "unit": unit, "choices": choices,
+                           "run_wide": run_wide})
+
+
+def _model(kind: type, help: str, *bounds: float | None, **more: Any) -> Any:
+    """A parameter that concerns pretrained models: of the whole run, and in no notebook's cell."""
+    return _parameter(kind, help, *bounds, **more, run_wide=True)
 
 
 @dataclass(frozen=True)
@@ -33,8 +45,8 @@ class Settings:
 
     profile: str = _parameter(str, "named set of values for all other parameters")
     run_dir: str = _parameter(str, "folder of this run; empty = <home>/runs/<profile>")
-    data_format: str = _parameter(str, "how the data lies on disk", choices=("scenes", "camvid", "folder"))
-    data_root: str = _parameter(str, "folder of your data (camvid, folder); scenes need none")
+    data_format: str = _parameter(str, "how the data lies on disk", choices=("scenes", "camvid", "folder", *FORMATS))
+    data_root: str = _parameter(str, "folder of your data; scenes need none")
     image_size: str = _parameter(str, "height x width that images are resized to, e.g. 96x128", unit="pixels")
     train_images: int = _parameter(int, "training images used; 0 = all", 0, None, "images")
     val_images: int = _parameter(int, "validation images used; 0 = all", 0, None, "images")
@@ -68,6 +80,23 @@ class Settings:
     train_seeds: int = _parameter(int, "trainings of each set with different seeds", 1, 100, "seeds")
     full_iterations: int = _parameter(
         int, "extra long training on all real images; 0 = none", 0, 10**7, "iterations")
+    generator: str = _model(str, "what paints: our small network, or a pretrained one", choices=("embedded", "stable-diffusion"))
+    diffusion_model: str = _model(str, "Stable Diffusion in diffusers' format: a folder, or owner/name on the hub")
+    diffusion_revision: str = _model(str, "commit, tag or branch of diffusion_model; empty = main")
+    controlnet_model: str = _model(str, "ControlNet for segmentation: a folder, or owner/name on the hub")
+    controlnet_revision: str = _model(str, "commit, tag or branch of controlnet_model; empty = main")
+    control_palette: str = _model(str, "colours that the ControlNet was trained on", choices=PALETTES)
+    control_scale: float = _model(float, "weight of the layout in the ControlNet", 0, 2)
+    negative_prompt: str = _model(str, "what classifier-free guidance moves away from")
+    model_files: str = _model(str, "take models from this machine alone, or fetch missing ones", choices=("local", "download"))
+    precision: str = _model(str, "of the diffusion networks", choices=("float32", "bfloat16", "float16"))
+    checkpointing: int = _model(int, "1 = compute activations again for gradients, which saves memory; 0 = keep them", 0, 1)
+    vae_memory: str = _model(str, "how the decoder saves memory", choices=("whole", "slicing", "tiling"))
+    proxy_config: str = _model(str, "mmsegmentation config of the proxy, a file or a shipped name; empty = our small network")
+    proxy_checkpoint: str = _model(str, "weights of proxy_config; empty = <home>/models/<published file>")
+    proxy_layers: str = _model(str, "modules of the proxy whose features are matched, with commas; empty = the backbone's outputs")
+    network: str = _model(str, "Mask2Former that is trained: scaled down, or Swin-S as shipped", choices=("scaled-down", "swin-s"))
+    backbone_weights: str = _model(str, "ImageNet weights for swin-s; empty = <home>/models/<published file>")
 
     def subset(self, *names: str) -> dict[str, Any]:
         """The named settings as a dict, for the parameters of a `Stage`."""
@@ -75,57 +104,7 @@ class Settings:
 
 
 FIELDS = {entry.name: entry for entry in fields(Settings)}
-
-_SCENES: dict[str, Any] = {
-    "run_dir": "",
-    "data_format": "scenes",
-    "data_root": "",
-    "image_size": "64x64",
-    "train_images": 4000,
-    "val_images": 500,
-    "seed": 0,
-    "threads": 0,
-    "device": "auto",
-    "jobs": 0,
-    "proxy_iterations": 1500,
-    "generator_iterations": 3000,
-    "feature_images": 0,
-    "budget": 0.01,
-    "beta": 0.5,
-    "delta": 1.0,
-    "presence_threshold": 0.02,
-    "steps": 50,
-    "cfg_scale": 1.0,
-    "lambda_seg": 0.1,
-    "lambda_feat": 0.1,
-    "window_start": 0.1,
-    "window_end": 0.8,
-    "jacobian": "detach",
-    "sampling_batch": 8,
-    "method": "d3s2",
-    "iterations": 1500,
-    "batch_size": 4,
-    "train_seeds": 1,
-    "full_iterations": 0,
-}
-
-PROFILES: dict[str, dict[str, Any]] = {
-    "scenes": _SCENES,
-    "camvid": _SCENES
-    | {"data_format": "camvid", "image_size": "96x128", "train_images": 0, "val_images": 0, "budget": 0.05,
-       "proxy_iterations": 1200, "generator_iterations": 2000},
-    "smoke": _SCENES
-    | {
-        "train_images": 200,
-        "val_images": 24,
-        "feature_images": 64,
-        "budget": 0.03,
-        "steps": 10,
-        "sampling_batch": 4,
-        "iterations": 20,
-    },
-}
-
+RUN_WIDE = tuple(name for name, entry in FIELDS.items() if entry.metadata["run_wide"])
 
 def resolve(names: Mapping[str, Any], *, remember: bool = True) -> Settings:
     """The complete settings from a notebook's globals (or any mapping), of which only the declared names count.
@@ -144,7 +123,7 @@ def resolve(names: Mapping[str, Any], *, remember: bool = True) -> Settings:
         raise D3S2Error(f"profile is {profile!r}: choose {_listing(PROFILES)}.")
     run_dir = str(Path(given.pop("run_dir", "") or home() / "runs" / profile).expanduser().absolute())
     noted = _noted(run_dir, profile) if remember else {}
-    values = PROFILES[profile] | noted | given | {"profile": profile, "run_dir": run_dir}
+    values = PROFILES[profile] | noted | _told() | given | {"profile": profile, "run_dir": run_dir}
     if values["data_root"]:
         values["data_root"] = str(Path(values["data_root"]).expanduser().absolute())
     settings = Settings(**values)
@@ -192,6 +171,12 @@ def home() -> Path:
 def notebooks_folder() -> Path:
     """The checkout's `notebooks/`, which lies beside the package."""
     return Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def _told() -> dict[str, Any]:
+    """Parameters of the whole run, as the command line was given them."""
+    told = json.loads(os.environ.get(PARAMETERS) or "{}")
+    return {name: _typed(name, value) for name, value in told.items() if name in RUN_WIDE}
 
 
 def weights_folder(settings: Settings) -> Path:
@@ -245,6 +230,10 @@ def _check(settings: Settings) -> None:
         raise D3S2Error(
             f"window_start is {settings.window_start} and window_end {settings.window_end}: start before the end."
         )
+    real = [name for name in ("generator", "proxy_config", "network") if getattr(settings, name) != PROFILES["scenes"][name]]
+    if settings.data_format == "scenes" and real:
+        raise D3S2Error(f"{real[0]} is {getattr(settings, real[0])!r} but scenes come with their own small networks: leave it away, "
+                        "or take another profile or data_format.")
     if not 0 < settings.budget < float("inf"):
         raise D3S2Error(f"budget is {settings.budget}: give a share of the images (up to 1) or their number.")
 

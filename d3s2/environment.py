@@ -10,11 +10,13 @@ import re
 import resource
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from d3s2 import artifacts, config
+from d3s2.data.public import FORMATS, count_note
 from d3s2.errors import D3S2Error
 
 PACKAGES = (
@@ -24,6 +26,7 @@ PACKAGES = (
     "onedl-mmdetection",
     "onedl-mmsegmentation",
     "diffusers",
+    "transformers",
     "numpy",
     "scipy",
     "papermill",
@@ -176,24 +179,34 @@ def _check_data(settings: config.Settings) -> Iterator[Check]:
     if settings.data_format == "scenes":
         yield Check(True, "data: scenes, drawn on first use")
     elif not settings.data_root:
-        yield Check(False, f"data_format {settings.data_format!r} needs your folder: -p data_root=/path/to/data")
+        fetch = f"; fetch it with: d3s2 fetch {settings.data_format} /path/to/data" if settings.data_format in FORMATS else ""
+        yield Check(False, f"data_format {settings.data_format!r} needs your folder: -p data_root=/path/to/data{fetch}")
     else:
         from d3s2.data import open_dataset
 
         for split in ("train", "val"):
             try:
-                dataset = open_dataset(settings.data_format, Path(settings.data_root), split)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # a number of images that surprises becomes a line of its own
+                    dataset = open_dataset(settings.data_format, Path(settings.data_root), split)
                 yield Check(True, f"data: {len(dataset)} {split} images, {dataset.num_classes} classes")
+                if note := count_note(settings.data_format, split, len(dataset)):
+                    yield Check(False, f"data: {note}")
             except D3S2Error as error:
                 yield Check(False, f"data: {error}")
 
 
 def _check_weights(settings: config.Settings) -> Iterator[Check]:
+    from d3s2 import real_models
+
+    yield from (Check(good, line) for good, line in real_models.check(settings))
     folder = config.weights_folder(settings)
+    own = [part for part in ("proxy", "generator") if part not in real_models.parts(settings)]
     if settings.data_format != "scenes" and not folder.exists():
-        yield Check(True, "weights: trained on first use, in the run folder")
+        if own:
+            yield Check(True, f"weights: {' and '.join(own)} trained on first use, in the run folder")
         return
-    for part in ("proxy", "generator"):
+    for part in own:
         files = sorted((folder / part).rglob("*.safetensors"))
         yield Check(bool(files), f"weights: {part}" + ("" if files else f" is missing in {folder}"))
     record = folder / "weights.json"

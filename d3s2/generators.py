@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers import DDIMScheduler, ModelMixin, UNet2DModel
@@ -96,10 +97,36 @@ def save_half(model: ModelMixin, folder: Path) -> None:
 
 @dataclass
 class LayoutGenerator:
-    """A layout-to-image model and the noise schedule it was trained with."""
+    """A layout-to-image model and the noise schedule it was trained with.
+
+    This one works on pixels. `stable_diffusion.StableDiffusion` works on latents, and says so by what it overrides: the
+    sampler's noise and steps are latents, and the losses see what `decode` makes of them.
+    """
+
+    bounded: ClassVar[bool] = True
+    """Clean images lie in [-1, 1], so the sampler may clip its guess; latents have no bounds."""
+    padded: ClassVar[bool] = True
+    """Batches are padded (see `pad_batch`), so that an image's bytes do not depend on its company."""
 
     unet: LayoutUNet
     scheduler: DDIMScheduler
+
+    @property
+    def num_classes(self) -> int:
+        """C; layouts hold 0 .. C-1 and 255."""
+        return self.unet.config.num_classes
+
+    def noise_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of the noise that an image of this size starts from."""
+        return 3, height, width
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images float[B, 3, H, W] of what the sampler works on, differentiable."""
+        return x
+
+    def unconditioned(self, layout: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """(layout, classes) of the free prediction in classifier-free guidance: here neither condition."""
+        return None, None
 
     def save(self, folder: Path) -> None:
         """Write `unet/` (fp16 safetensors) and `scheduler/` in diffusers' own format."""
@@ -114,11 +141,15 @@ def noise_schedule() -> DDIMScheduler:
 
 
 def load_generator(folder: Path, device: str = "cpu") -> LayoutGenerator:
-    """Load what `LayoutGenerator.save` wrote, frozen and in fp32.
+    """Load what `LayoutGenerator.save` wrote, frozen and in fp32; or the pretrained model that a note there stands for.
 
     Raises D3S2Error when the folder holds no generator.
     """
     folder = Path(folder)
+    if (folder / "stable_diffusion.json").is_file():
+        from .real_models import open_generator
+
+        return open_generator(folder, device)
     if not (folder / "unet" / "config.json").is_file():
         raise D3S2Error(f"No generator in {folder}: expected unet/config.json there. Train one with `python -m d3s2.prepare`.")
     unet = LayoutUNet.from_pretrained(

@@ -7,7 +7,8 @@ Guidance, Bansal et al. 2023, and UniDD):
     eps_hat = eps + s(t) g,   g = d loss / d x_t,   s(t) = lambda sqrt(1 - a_t)          (scale = "raw")
 In "norm" mode each loss's gradient is first scaled to the length of eps, image by image, so that lambda is a share of
 the step and does not depend on a loss's units:  eps_hat = eps + sqrt(1 - a_t) sum_k lambda_k |eps| g_k / |g_k|.
-Adding the gradient to eps moves x0_hat by -sqrt((1 - a_t) / a_t) times it: downhill.
+Adding the gradient to eps moves x0_hat by -sqrt((1 - a_t) / a_t) times it: downhill. Where the generator works on
+latents, x_t and x0_hat are latents and the losses see the decoded image, so g goes through the decoder too.
 
 `jacobian="full"` differentiates through the generator; "detach" treats eps as a constant, so that
 g = (d loss / d x0_hat) / sqrt(a_t): no backward pass through the generator. Which form the paper uses is unknown to us.
@@ -88,12 +89,25 @@ class Step:
 
     index: int  # which timestep, from 0
     t: int
-    x: Tensor  # float[B, 3, H, W] after the step
-    x0: Tensor  # float[B, 3, H, W], the clean image as predicted before guidance, in [-1, 1]
+    x: Tensor  # float[B, D, h, w] after the step: pixels (3, H, W), or latents
+    clean: Tensor  # float[B, D, h, w], the same, clean, as predicted before guidance
     losses: dict[str, Tensor]  # float[B] each; empty outside the window and where an old gradient is used again
     gradient_norms: dict[str, Tensor]  # float[B] each, before normalisation
-    gradient: Tensor | None  # float[B, 3, H, W] added to eps, or None
+    gradient: Tensor | None  # float[B, D, h, w] added to eps, or None
+    decode: Callable[[Tensor], Tensor]
     repeat: int = 0  # which pass of the recurrence, from 0
+
+    @property
+    def image(self) -> Tensor:
+        """float[B, 3, H, W]: `x` as an image, after the last step the result. Latents are decoded anew at each call."""
+        with torch.no_grad():
+            return self.decode(self.x)
+
+    @property
+    def x0(self) -> Tensor:
+        """float[B, 3, H, W] in [-1, 1]: `clean` as an image."""
+        with torch.no_grad():
+            return self.decode(self.clean).clamp(-1, 1)
 
 
 def timesteps(steps: int, train_steps: int = 1000) -> list[int]:
@@ -130,13 +144,13 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 def sample(generator: LayoutGenerator, noise: Tensor, layout: Tensor | None, classes: Tensor | None, steps: int = 50,
            guidance: Guidance = Guidance(), losses: Losses | None = None, clip: bool = True,
            fresh: Callable[[], Tensor] | None = None) -> Iterator[Step]:
-    """Sample from `noise` and yield every step; the last step's `x` is the image.
+    """Sample from `noise` and yield every step; the last step's `image` is the result.
 
     Args:
-        noise: float[B, 3, H, W]; layout: int64[B, H, W]; classes: float[B, C] (see `LayoutUNet.forward`).
+        noise: float[B, D, h, w], of the generator's `noise_shape`; layout: int64[B, H, W]; classes: float[B, C] (see `LayoutUNet.forward`).
         losses: see `Losses`; those without a scale are measured in the window but do not steer.
-        clip: keep the predicted clean image in [-1, 1] (and the noise consistent with it), as for pixel-space models.
-        fresh: noise for eta > 0 and recurrence > 1, float[B, 3, H, W] at each call: a `NoiseStream` that `noise` came from.
+        clip: keep the predicted clean image in [-1, 1] (and the noise consistent with it); latents never are.
+        fresh: noise for eta > 0 and recurrence > 1, shaped as `noise`, at each call: a `NoiseStream` that `noise` came from.
     Raises:
         D3S2Error: for steps that do not divide the schedule, a scale for a loss that there is not, a loss that is not finite
             (naming loss, step and image), and a stochastic run without `fresh`.
@@ -161,8 +175,8 @@ def sample(generator: LayoutGenerator, noise: Tensor, layout: Tensor | None, cla
             eps, x0, found = _predict(generator, x, t, a_t, layout, classes, guidance, asked, index)
             held = found.gradients if asked else held
             gradient = _combine(held, eps, a_t, guidance) if guided else None
-            x = _step(x, eps, gradient, a_t, a_next, guidance.eta, clip, fresh)
-            yield Step(index, t, x, x0, found.values, found.norms, gradient, repeat)
+            x = _step(x, eps, gradient, a_t, a_next, guidance.eta, clip and generator.bounded, fresh)
+            yield Step(index, t, x, x0, found.values, found.norms, gradient, generator.decode, repeat)
 
 
 def _step(x: Tensor, eps: Tensor, gradient: Tensor | None, a_t: float, a_next: float, eta: float, clip: bool,
@@ -197,17 +211,18 @@ def _predict(generator: LayoutGenerator, x: Tensor, t: int, a_t: float, layout: 
         v = _velocity(generator, x, t, layout, classes, guidance.cfg_scale)
         x0 = math.sqrt(a_t) * x - math.sqrt(1 - a_t) * v
         eps = math.sqrt(a_t) * v + math.sqrt(1 - a_t) * x
+    clean = x0.detach().clamp(-1, 1) if generator.bounded else x0.detach()
     if losses is None:
-        return eps, x0.clamp(-1, 1), _Found()
+        return eps, clean, _Found()
     leaf, factor = (x, 1.0) if full else (x0.detach().requires_grad_(), 1 / math.sqrt(a_t))
     with torch.enable_grad():
-        values = losses((x0 if full else leaf).clamp(-1, 1))
+        values = losses(generator.decode(x0 if full else leaf).clamp(-1, 1))
     found = _Found({name: value.detach() for name, value in values.items()})
     for name, gradient in _gradients(values, leaf, guidance.scales, index):
         found.gradients[name] = factor * gradient
         found.norms[name] = _lengths(found.gradients[name])
         _check_finite(found.norms[name], f"the gradient of loss {name!r}", index)
-    return eps.detach(), x0.detach().clamp(-1, 1), found
+    return eps.detach(), clean, found
 
 
 def _gradients(
@@ -224,20 +239,18 @@ def _gradients(
 
 
 def _velocity(generator: LayoutGenerator, x: Tensor, t: int, layout: Tensor | None, classes: Tensor | None, w: float) -> Tensor:
-    """Classifier-free guidance; w = 1 costs one evaluation, w = 0 needs no condition.
-
-    In x's precision, whatever the network's."""
+    """Classifier-free guidance; w = 1 costs one evaluation. In x's precision, whatever the network's."""
     at = torch.tensor(t, device=x.device)
     inputs = x.to(getattr(generator.unet, "dtype", x.dtype))
     conditioned = generator.unet(inputs, at, layout, classes).to(x.dtype)
     if w == 1.0:
         return conditioned
-    free = generator.unet(inputs, at, None, None).to(x.dtype)
+    free = generator.unet(inputs, at, *generator.unconditioned(layout)).to(x.dtype)
     return free + w * (conditioned - free)
 
 
 def _combine(gradients: Mapping[str, Tensor], eps: Tensor, a_t: float, guidance: Guidance) -> Tensor:
-    """float[B, 3, H, W], what is added to eps."""
+    """float[B, D, h, w], what is added to eps."""
     total = torch.zeros_like(eps)
     for name, gradient in gradients.items():
         step = gradient * _ratio(eps, gradient) if guidance.mode == "norm" else gradient

@@ -33,11 +33,18 @@ ZOOM = 1.6
 
 
 def build_config(job: TrainingJob) -> Config:
-    """mmsegmentation's Mask2Former Swin-S configuration with our sizes, data and schedule (our choices)."""
+    """mmsegmentation's Mask2Former Swin-S configuration with our sizes, data and schedule (our choices); see `swin` for the
+    network as shipped."""
     config = Config.fromfile(str(SHIPPED))
-    _scale_down(config.model, job)
-    _set_data(config, job)
-    _set_schedule(config, job)
+    if job.network == "swin-s":
+        from . import swin
+
+        _set_data(config, job)
+        swin.adapt(config, job)
+    else:
+        _scale_down(config.model, job)
+        _set_data(config, job)
+        _set_schedule(config, job)
     config.work_dir = str(Path(job.work_dir) / "logs")
     config.randomness = {"seed": job.seed}
     config.default_hooks = {

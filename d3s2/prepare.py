@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import real_models
 from .artifacts import Stage, digest, sha256, write_json
-from .config import EMBEDDED_WEIGHTS, Settings, weights_folder
+from .config import EMBEDDED_WEIGHTS, RUN_WIDE, Settings, weights_folder
 from .data import SegmentationDataset, open_dataset
 from .data.base import IGNORE
 from .errors import D3S2Error
@@ -209,26 +210,30 @@ def train_generator(dataset: SegmentationDataset, out: Path, recipe: Recipe, rep
 
 
 def ensure_weights(settings: Settings, dataset: SegmentationDataset, report: Callable[[str], None] = print) -> Path:
-    """The folder with `proxy/` and `generator/` for a run: the embedded one for scenes, else trained here on first use.
+    """The folder with `proxy/` and `generator/` for a run: the embedded one for scenes, else made here on first use.
 
-    Both start from the embedded weights: on CamVid the generator's loss is .08 after 250 iterations, from random weights
+    What the settings name as pretrained gets a note (see `real_models`); the rest is trained. Trainings start from the embedded weights: on CamVid the generator's loss is .08 after 250 iterations, from random weights
     .24 (batch 8, 96 x 128). A killed training goes on from its last checkpoint. Raises D3S2Error when the embedded
     weights are missing.
     """
-    folder = weights_folder(settings)
+    folder, pretrained = weights_folder(settings), real_models.parts(settings)
     if settings.data_format == "scenes":
         weights_digest(folder)
         return folder
-    stage = Stage(settings.run_dir, "weights", settings.subset("seed", "proxy_iterations", "generator_iterations"),
-                  modules=["d3s2.prepare"],
-                  external={"dataset": dataset.fingerprint(), "pretrained": weights_digest(EMBEDDED_WEIGHTS)})
+    decisive = settings.subset("seed", "proxy_iterations", "generator_iterations", *(RUN_WIDE if pretrained else ()))
+    stage = Stage(settings.run_dir, "weights", decisive, modules=["d3s2.prepare", "d3s2.real_models"],
+                  external={"dataset": dataset.fingerprint(), "pretrained": weights_digest(EMBEDDED_WEIGHTS)}
+                  | ({"models": real_models.stamp(settings)} if pretrained else {}))
     if stage.is_current():
         return folder
     from . import environment
     stage.begin()
+    real_models.write_notes(settings, dataset, folder)
     device = environment.pick_device(settings.device)
     for name, train, iterations, rate in (("proxy", train_proxy, settings.proxy_iterations, 2e-3),
                                           ("generator", train_generator, settings.generator_iterations, 4e-4)):
+        if name in pretrained:
+            continue
         recipe = Recipe(iterations, batch_size=8, learning_rate=rate, seed=settings.seed, device=device)
         train(dataset, folder / name, recipe, lambda line, name=name: report(f"{name}: {line}"), EMBEDDED_WEIGHTS / name)
     for checkpoint in folder.glob("*/checkpoint.pt"):
@@ -238,8 +243,9 @@ def ensure_weights(settings: Settings, dataset: SegmentationDataset, report: Cal
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over the hashes of all weight files, for the manifests of what was made with them."""
-    files = sorted(folder.rglob("*.safetensors"))
+    """SHA-256 over the hashes of all weight files and notes, for the manifests of what was made with them."""
+    notes = (real_models.GENERATOR_NOTE, real_models.PROXY_NOTE)
+    files = sorted(path for path in folder.rglob("*") if path.suffix == ".safetensors" or path.name in notes)
     if len(files) < 2:
         raise D3S2Error(f"{folder} holds {len(files)} weight files, the proxy's and the generator's are needed: install "
                         "d3s2 from a complete checkout, or train them with `python -m d3s2.prepare`.")

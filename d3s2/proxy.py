@@ -64,8 +64,15 @@ class ProxySegmenter(ModelMixin, ConfigMixin):
 
 
 def load_proxy(folder: Path, device: str = "cpu") -> ProxySegmenter:
-    """Load a proxy, frozen, in evaluation mode and fp32. Raises D3S2Error when the folder holds none."""
+    """Load a proxy, frozen, in evaluation mode and fp32; or the mmsegmentation model that a note there stands for.
+
+    Raises D3S2Error when the folder holds none.
+    """
     folder = Path(folder)
+    if (folder / "mmseg_proxy.json").is_file():
+        from .real_models import open_proxy
+
+        return open_proxy(folder, device)
     if not (folder / "config.json").is_file():
         raise D3S2Error(f"No proxy in {folder}: expected config.json there. Train one with `python -m d3s2.prepare`.")
     proxy = ProxySegmenter.from_pretrained(

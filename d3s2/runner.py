@@ -53,7 +53,8 @@ def run(
     """
     chapters, settings = _resolve(names if not scheduler else {"threads": 1} | dict(names), notebooks, optional=("threads",))
     _check_plan(plan, chapters)
-    with artifacts.run_lock(settings.run_dir), variable(clusters.SCHEDULER, scheduler):
+    told = json.dumps({name: names[name] for name in config.RUN_WIDE if name in names})
+    with artifacts.run_lock(settings.run_dir), variable(clusters.SCHEDULER, scheduler), variable(config.PARAMETERS, told):
         _run_all(chapters, settings, plan)
     return settings
 
@@ -70,7 +71,7 @@ def _resolve(
 ) -> tuple[list[Chapter], config.Settings]:
     chapters = read_chapters(notebooks or config.notebooks_folder())
     taken = {name for chapter in chapters for name in chapter.parameters}
-    config.require_known([name for name in names if name not in optional], taken)
+    config.require_known([name for name in names if name not in (*optional, *config.RUN_WIDE)], taken)
     return chapters, config.resolve(names, remember=False)
 
 
@@ -123,7 +124,7 @@ def _outside_key(settings: config.Settings) -> str:
         for path in sorted(path for path in Path(root).rglob("*") if path.is_file()):
             status = path.stat()
             files.append([path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
-    return artifacts.digest([settings.data_format, files])
+    return artifacts.digest([settings.data_format, files, settings.subset(*config.RUN_WIDE)])
 
 
 def is_current(chapter: Chapter, settings: config.Settings, keys: Mapping[str, str]) -> bool:

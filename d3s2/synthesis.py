@@ -121,16 +121,20 @@ def guidance_losses(proxy: ProxySegmenter, labels: Tensor, targets: FeatureTarge
 def generate(generator: LayoutGenerator, proxy: ProxySegmenter, targets: FeatureTargets, labels: Tensor, ids: Sequence[str],
              recipe: Recipe, candidate: int = 0, memory: SetMemory | None = None) -> Tensor:
     """Images float[B, 3, H, W] in [-1, 1] for masks int64[B, H, W] with these ids; each follows from its id and seed alone."""
-    stream = NoiseStream([image_seed(recipe.seed, name, candidate) for name in ids], (3, *labels.shape[1:]))
+    shape = generator.noise_shape(*labels.shape[1:])
+    stream = NoiseStream([image_seed(recipe.seed, name, candidate) for name in ids], shape)
+
+    def padded(batch: Tensor) -> Tensor:
+        return pad_batch(batch) if generator.padded else batch
 
     def fresh() -> Tensor:
-        return pad_batch(stream().to(labels.device))
+        return padded(stream().to(labels.device))
 
-    layout = pad_batch(labels)
-    classes = class_sets(layout, generator.unet.config.num_classes)
+    layout = padded(labels)
+    classes = class_sets(layout, generator.num_classes)
     losses = guidance_losses(proxy, layout, targets, recipe.losses, memory)
     steps = sample(generator, fresh(), layout, classes, recipe.steps, recipe.guidance, losses, fresh=fresh)
-    return finish(steps).x[: len(ids)]
+    return finish(steps).image[: len(ids)]
 
 
 def synthesise(generator: LayoutGenerator, proxy: ProxySegmenter, targets: FeatureTargets, dataset: SegmentationDataset,
@@ -146,8 +150,8 @@ def synthesise(generator: LayoutGenerator, proxy: ProxySegmenter, targets: Featu
     if len(indices) == 0 or len(set(map(int, indices))) != len(indices):
         raise D3S2Error(f"{len(indices)} masks selected, {len(set(map(int, indices)))} of them different: "
                         "the selection must hold each mask once and at least one.")
-    if generator.unet.config.num_classes != dataset.num_classes:
-        raise D3S2Error(f"The generator knows {generator.unet.config.num_classes} classes, {dataset.name} has "
+    if generator.num_classes != dataset.num_classes:
+        raise D3S2Error(f"The generator knows {generator.num_classes} classes, {dataset.name} has "
                         f"{dataset.num_classes}: train a generator for this dataset with `python -m d3s2.prepare`.")
     write_classes(folder / "classes.csv", dataset.classes)
     for part in ("train/images", "train/labels", "records"):

@@ -29,7 +29,7 @@ from .processes import bound_environment, end_with_parent
 
 PACKAGE = Path(__file__).parent
 RESULT, WEIGHTS, PREDICTIONS = "result.json", "model.safetensors", "predictions.npz"
-DECIDES = ("mask2former", "mmseg_parts", "mmcv_ops")  # modules whose source decides the result of a training
+DECIDES = ("mask2former", "mmseg_parts", "mmcv_ops", "swin")  # modules whose source decides the result of a training
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TrainingJob:
 
     train_root, val_root: folder-format data; train_ids, val_ids: the images of the split, None = all of them;
     size: (H, W) of the images; device: "cpu" or "cuda"; work_dir: where the results go, which decides
-    nothing.
+    nothing. network: "scaled-down", or "swin-s" as mmsegmentation ships it, from the backbone_weights (a file).
     """
 
     name: str
@@ -55,6 +55,8 @@ class TrainingJob:
     seed: int = 0
     size: tuple[int, int] = (64, 64)
     device: str = "cpu"
+    network: str = "scaled-down"
+    backbone_weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,12 @@ def job_key(job: TrainingJob) -> str:
         )
     if job.device not in ("cpu", "cuda"):
         raise D3S2Error(f"training {job.name!r}: device {job.device!r} is unknown, use 'cpu' or 'cuda'.")
-    elsewhere = ("name", "work_dir", "train_root", "val_root")
+    if job.network not in ("scaled-down", "swin-s") or (job.network == "swin-s" and not Path(job.backbone_weights).is_file()):
+        raise D3S2Error(
+            f"training {job.name!r}: network {job.network!r} must be 'scaled-down', or 'swin-s' with backbone_weights that are "
+            f"there; {job.backbone_weights!r} is no file."
+        )
+    elsewhere = ("name", "work_dir", "train_root", "val_root", "backbone_weights")
     settings = {name: value for name, value in asdict(job).items() if name not in elsewhere}
     prints = [
         open_split(root, split, ids, job.size).fingerprint()
@@ -119,8 +126,9 @@ def job_key(job: TrainingJob) -> str:
             (job.val_root, job.val_split, job.val_ids),
         )
     ]
+    weights = [sha256(Path(job.backbone_weights))] if job.network == "swin-s" else []
     return digest(
-        {"job": settings, "data": prints, "code": [sha256(PACKAGE / f"{name}.py") for name in DECIDES]}
+        {"job": settings, "data": prints + weights, "code": [sha256(PACKAGE / f"{name}.py") for name in DECIDES]}
     )
 
 

@@ -33,11 +33,13 @@ class MaskCode:
     """How mask files write the classes: `to_train[id]` and `colors[rgb]` give train ids, or IGNORE.
 
     to_train: 256 entries, -1 for an id that stands for nothing; colors: {(r, g, b): train id} for RGB masks.
+    remedy: what to do about an id or a colour that stands for nothing, where that is not to list it in `source`.
     """
 
     to_train: tuple[int, ...]
     colors: dict[tuple[int, int, int], int]
     source: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _from_ids(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
         wrong = sorted({int(value) for value in raw[labels < 0]})
         raise D3S2Error(
             f"mask {path} holds id {', '.join(map(str, wrong[:5]))}, which {code.source} does not list: "
-            "add the class there, or write 255 (ignore) in the mask."
+            + (code.remedy or "add the class there, or write 255 (ignore) in the mask.")
         )
     return labels.astype(np.uint8)
 
@@ -193,7 +195,7 @@ def _from_colors(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
         raise D3S2Error(
             f"mask {path} holds colour {wrong[0]} (one of {len(wrong)} unknown), which {code.source} does "
             f"not list: "
-            "add the colour there; and save masks as PNG, since JPEG changes colours."
+            + (code.remedy or "add the colour there; and save masks as PNG, since JPEG changes colours.")
         )
     table = np.array([code.colors[color] for color in colors], dtype=np.uint8)
     return table[inverse].reshape(packed.shape)

@@ -47,24 +47,29 @@ def open_dataset(
     """Open one split of a dataset on disk. Lists and pairs files; pixels are read (and checked) one by one
     later.
 
-    format: "folder" (see the module's text) or "camvid" (SegNet layout: <split>/, <split>annot/, 11 = void).
+    format: "folder" (see the module's text), "camvid" (SegNet layout: <split>/, <split>annot/, 11 = void), or one of
+    `public.FORMATS`.
     size: (H, W) to resize to while reading. Raises D3S2Error for an unknown format, a missing folder or
     split, an image without a mask and the reverse, two images of one id, and a faulty classes.csv.
     """
     root = Path(root)
-    if format not in ("folder", "camvid"):
-        raise D3S2Error(f"unknown data format {format!r}: use 'folder' or 'camvid'.")
+    from d3s2.data import public
+
+    if format not in ("folder", "camvid", *public.FORMATS):
+        raise D3S2Error(f"unknown data format {format!r}: use 'folder', 'camvid', {', '.join(map(repr, public.FORMATS))}.")
     if not root.is_dir():
         raise D3S2Error(f"data folder {root} does not exist: check data_root.")
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise D3S2Error(f"image size {size} is not a pair of positive numbers: give (height, width).")
+    if format in public.FORMATS:
+        return public.open_public(format, root, split, size)
     if format == "camvid":
         classes, code = CAMVID_CLASSES, _camvid_code()
         images, labels = root / split, root / f"{split}annot"
     else:
         classes, code = read_classes(root / "classes.csv")
         images, labels = root / split / "images", root / split / "labels"
-    ids, image_paths, label_paths = _pairs(images, labels)
+    ids, image_paths, label_paths = pairs(files_by_stem(images, IMAGE_SUFFIXES), files_by_stem(labels, (".png",)), images, labels)
     return SegmentationDataset(root.resolve().name, split, classes, ids, image_paths, label_paths, code, size)
 
 
@@ -172,8 +177,9 @@ def _camvid_code() -> MaskCode:
     return MaskCode(tuple(table), {}, "CamVid's list of 11 classes and void")
 
 
-def _pairs(images: Path, labels: Path) -> tuple[tuple[str, ...], tuple[Path, ...], tuple[Path, ...]]:
-    image_files, label_files = _by_stem(images, IMAGE_SUFFIXES), _by_stem(labels, (".png",))
+def pairs(image_files: dict[str, Path], label_files: dict[str, Path], images: Path, labels: Path) -> tuple[
+        tuple[str, ...], tuple[Path, ...], tuple[Path, ...]]:
+    """(ids, image paths, mask paths), sorted by id. Raises D3S2Error where one lacks the other, naming both folders."""
     if not image_files and not label_files:
         raise D3S2Error(
             f"{images} holds no image: put files such as 0001.png there, or check the split's name."
@@ -194,7 +200,8 @@ def _pairs(images: Path, labels: Path) -> tuple[tuple[str, ...], tuple[Path, ...
     return ids, tuple(image_files[name] for name in ids), tuple(label_files[name] for name in ids)
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder by their names without suffix. Raises D3S2Error for two of one name, and no folder."""
     if not folder.is_dir():
         raise D3S2Error(f"folder {folder} does not exist: check data_root and the layout of the data.")
     files: dict[str, Path] = {}
