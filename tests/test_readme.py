@@ -31,7 +31,7 @@ def test_there_are_some() -> None:
 @pytest.mark.parametrize("line", command_lines())
 def test_commands_and_their_parameters_exist(line: str) -> None:
     options = cli._parser().parse_args(shlex.split(line, comments=True))
-    fixed = cli.parameters(options)
+    fixed = cli.parameters(options) if hasattr(options, "parameters") else {}
     if options.command is cli._sweep:
         sweep.parse_grid(options.grid, fixed)
     config.resolve(fixed, remember=False)
