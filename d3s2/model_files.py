@@ -66,7 +66,7 @@ def _from_hub(source: Source, download: bool) -> Path:
     try:
         found = snapshot_download(source.place, revision=source.revision or None, local_files_only=not download,
                                   allow_patterns=source.patterns())
-    except Exception as error:  # noqa: BLE001 - the hub's client raises its own kinds and those of several HTTP libraries
+    except Exception as error:  # the hub's client raises its own kinds and those of several HTTP libraries
         reason = "could not be fetched" if download else "is not on this machine"
         raise D3S2Error(f"The model {source.place} {reason} ({type(error).__name__}). Fetch it: {source.command}") from error
     return Path(found)

@@ -242,3 +242,18 @@ def test_saving_in_half_precision_leaves_the_model_alone(tmp_path):
     before = [p.clone() for p in proxy.parameters()]
     save_half(proxy, tmp_path)
     assert all(torch.equal(a, b) and b.dtype == torch.float32 for a, b in zip(before, proxy.parameters(), strict=True))
+
+
+class Greedy(torch.nn.Module):
+    """Asks for more memory than there is, in PyTorch's own words."""
+
+    def forward(self, *_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_out_of_memory_says_what_to_lower(dataset, parts, tmp_path):
+    generator, proxy, targets = parts
+    greedy = LayoutGenerator(Greedy(), generator.scheduler)
+    greedy.unet.config = generator.unet.config
+    with pytest.raises(D3S2Error, match="for 2 images at once: lower sampling_batch"):
+        synthesise(greedy, proxy, targets, dataset, [0, 1], tmp_path, RECIPE)

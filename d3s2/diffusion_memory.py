@@ -1,0 +1,134 @@
+"""How much memory one guided step of Stable Diffusion takes: python -m d3s2.diffusion_memory
+
+Nothing is computed and no weights are needed: the networks of Stable Diffusion 1.5, its ControlNet and a proxy are built
+at their true size from tensors that have a shape and no content, one step of the sampler runs on them, and the bytes of
+all tensors alive at once are counted. Not counted: workspaces of the kernels, fragmentation, and the device's own context,
+together usually one to two GB on a GPU. A count, then, and no measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .guidance import _velocity
+from .losses import segmentation_consistency
+from .mmseg_proxy import MmsegProxy, build
+from .stable_diffusion import PRECISIONS, ControlledUNet, StableDiffusion
+
+UNET = {"sample_size": 64, "cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8}
+VAE = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "latent_channels": 4,
+       "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512}
+"""Stable Diffusion 1.5's published configuration."""
+TEXT_ENCODER_WEIGHTS = 123_060_480
+PROXY = "segformer/segformer_mit-b2_8xb2-160k_ade20k-512x512.py"
+GIB = 2**30
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make, while they are alive; `peak` is the most at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak, self._alive, self._total = 0, {}, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = StorageWeakRef(leaf.untyped_storage())
+                known = self._alive.get(storage.cdata)
+                if known is None or known[0].expired():
+                    size = leaf.untyped_storage().nbytes()
+                    self._total += size - (known[1] if known else 0)
+                    self._alive[storage.cdata] = (storage, size)
+        if self._total > self.peak:  # some of it may be gone already: look only when it matters
+            self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+            self._total = sum(size for _, size in self._alive.values())
+            self.peak = max(self.peak, self._total)
+        return result
+
+
+class _Silence(nn.Module):
+    """Stands for the text encoder, whose answers are computed once and kept."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, classes: Tensor, layout: Tensor | None) -> Tensor:
+        return torch.zeros(len(classes), 77, 768, dtype=self.kind)
+
+
+def true_size_model(checkpointing: bool, vae_memory: str) -> StableDiffusion:
+    """Stable Diffusion 1.5 with ControlNet, in the default dtype and with random weights (or none, under FakeTensorMode)."""
+    unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+    controlnet = ControlNetModel(cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8)
+    for part in (unet, controlnet, vae):
+        part.requires_grad_(False).eval()
+        if checkpointing:
+            part.enable_gradient_checkpointing()
+    if vae_memory != "whole":
+        vae.enable_slicing()
+    with unset_fake_temporarily():  # the schedule is numbers
+        scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+        return StableDiffusion(ControlledUNet(unet, controlnet, _Silence(unet.dtype), scheduler, np.zeros((150, 3), np.uint8)), scheduler, vae)
+
+
+def guided_step(model: StableDiffusion, proxy: nn.Module, z: Tensor, labels: Tensor, full: bool, cfg_scale: float = 3.0) -> Tensor:
+    """The gradient of the segmentation loss at one timestep, as `guidance.sample` takes it, without its checks of numbers."""
+    z = z.requires_grad_(full)
+    with torch.set_grad_enabled(full):
+        v = _velocity(model, z, 500, labels, torch.ones(len(z), model.num_classes), cfg_scale)
+        x0 = 0.5 * z - 0.5 * v
+    leaf = z if full else x0.detach().requires_grad_()
+    loss = segmentation_consistency(proxy(model.decode(x0 if full else leaf).clamp(-1, 1)).logits, labels)
+    return torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+def peak(precision: str, jacobian: str, checkpointing: bool, vae_memory: str, size: int, batch: int) -> tuple[float, float]:
+    """(weights, peak) in GiB; the peak includes the weights and those of the text encoder."""
+    proxy = MmsegProxy(build(PROXY))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        torch.set_default_dtype(PRECISIONS[precision])
+        try:
+            model = true_size_model(checkpointing, vae_memory)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        weights = sum(p.numel() * p.element_size() for m in (model.unet, model.vae, proxy) for p in m.parameters())
+        weights += TEXT_ENCODER_WEIGHTS * torch.empty(0, dtype=PRECISIONS[precision]).element_size()
+        z, labels = torch.zeros(batch, *model.noise_shape(size, size)), torch.zeros(batch, size, size, dtype=torch.long)
+        with LiveBytes() as live:
+            guided_step(model, proxy, z, labels, jacobian == "full")
+    return weights / GIB, (weights + live.peak) / GIB
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table of the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m d3s2.diffusion_memory", description="Count the memory of a guided step.")
+    parser.add_argument("--size", type=int, default=512, help="height and width of the images in pixels")
+    parser.add_argument("--batch", type=int, default=1, help="images sampled together")
+    options = parser.parse_args(arguments)
+    print(f"{options.batch} image(s) of {options.size} x {options.size}; counted, not measured; without kernel workspaces")
+    print(f"{'precision':10s} {'jacobian':9s} {'checkpointing':14s} {'weights GiB':>12s} {'peak GiB':>9s}")
+    for precision in ("float32", "bfloat16"):
+        for jacobian in ("detach", "full"):
+            for checkpointing in (False, True):
+                weights, most = peak(precision, jacobian, checkpointing, "slicing", options.size, options.batch)
+                print(f"{precision:10s} {jacobian:9s} {'yes' if checkpointing else 'no':14s} {weights:12.2f} {most:9.2f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Counting live tensors, on cases whose sums are known, and the true sizes of the networks."""
+
+from __future__ import annotations
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from d3s2.diffusion_memory import TEXT_ENCODER_WEIGHTS, LiveBytes, true_size_model
+from d3s2.stable_diffusion import ControlledUNet
+
+
+def test_the_peak_counts_what_is_alive_at_once_and_views_once():
+    with LiveBytes() as live:
+        a = torch.zeros(1000)
+        b = a.view(10, 100) + 1
+        del a
+        c = b * 2
+        del b, c
+        torch.zeros(10)
+    assert live.peak == 2 * 4000
+
+
+def test_a_saved_activation_is_alive_until_the_gradient_is_taken():
+    x = torch.ones(1000, requires_grad=True)
+    with LiveBytes() as live:
+        y = x.exp().exp()  # each result is kept for the way back
+        assert live.peak == 2 * 4000
+        torch.autograd.grad(y.sum(), x)
+    assert live.peak > 2 * 4000
+
+
+def test_the_networks_have_stable_diffusions_published_sizes():
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = true_size_model(True, "slicing")
+        text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                                            num_attention_heads=12))
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (model.unet.unet, model.unet.controlnet, model.vae, text)]
+    assert sizes == [859_520_964, 361_279_120, 83_653_863, TEXT_ENCODER_WEIGHTS]
+    assert model.noise_shape(512, 512) == (4, 64, 64) and isinstance(model.unet, ControlledUNet)
