@@ -149,7 +149,7 @@ def differences(found: Mapping[str, tuple[float, float]], xlabel: str) -> Figure
         cell.plot([mean - half, mean + half], [place, place], color=color, linewidth=2)
         cell.plot([mean], [place], "o", color=color, markerfacecolor=color if abs(mean) > half else "white")
     cell.set_yticks(range(len(found)), list(found), fontsize=9)
-    cell.set_ylim(len(found) - 0.5, -0.5)
+    cell.set_ylim(max(len(found), 1) - 0.5, -0.5)
     return figure
 
 

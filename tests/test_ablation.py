@@ -65,6 +65,7 @@ def settings(tmp_path, monkeypatch):
     return config.resolve({"profile": "smoke", "iterations": 2, "budget": 4, "threads": 1, "jobs": 1}, remember=False)
 
 
+@pytest.mark.notebooks  # it trains three times
 def test_a_measurement_distils_trains_writes_and_does_nothing_twice(settings, tmp_path, monkeypatch, capsys):
     short = replace(ARMS["d3s2"].recipe, steps=2)
     monkeypatch.setitem(ARMS, "d3s2", replace(ARMS["d3s2"], recipe=short))
