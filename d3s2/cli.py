@@ -88,9 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     lab.add_argument("--allow-root", action="store_true", help="let root start it")
     lab.set_defaults(command=_lab)
 
-    fetch = commands.add_parser("fetch", help="fetch a public data set, or a file such as published weights; goes on where it broke off")
+    fetch = commands.add_parser(
+        "fetch", help="fetch a public data set, or a file such as published weights; goes on where it broke off")
     fetch.add_argument("what", choices=["ade20k", "cocostuff", "voc2012", "voc2012aug", "file"])
-    fetch.add_argument("places", nargs="+", metavar="FOLDER | URL FILE", help="where the data goes; for a file: from where, and its path")
+    fetch.add_argument("places", nargs="+", metavar="FOLDER | URL FILE",
+                       help="where the data goes; for a file: from where, and its path")
     fetch.add_argument("--checksum", default="", metavar="sha256:DIGITS", help="of a file")
     fetch.add_argument("--mirror", default="", metavar="URL", help="address that holds the archives of a data set instead")
     fetch.add_argument("--keep", action="store_true", help="keep the archives once they are unpacked")
@@ -192,13 +194,15 @@ def _fetch(options: argparse.Namespace) -> int:
 
     wanted = 2 if options.what == "file" else 1
     if len(options.places) != wanted:
-        raise D3S2Error(f"fetch {options.what} takes {'URL FILE' if wanted == 2 else 'FOLDER'}: {len(options.places)} words were given.")
+        raise D3S2Error(f"fetch {options.what} takes {'URL FILE' if wanted == 2 else 'FOLDER'}: "
+                        f"{len(options.places)} words were given.")
     if options.what == "file":
         print(fetch.download(options.places[0], Path(options.places[1]), options.checksum))
         return 0
     if options.what == "voc2012aug":
-        raise D3S2Error("The augmented VOC has no archive that can be fetched by address: fetch voc2012, then put SegmentationClassAug "
-                        "and ImageSets/Segmentation/trainaug.txt into its VOC2012 (mmsegmentation's voc_aug.py makes them from SBD).")
+        raise D3S2Error("The augmented VOC has no archive that can be fetched by address: fetch voc2012, then put "
+                        "SegmentationClassAug and ImageSets/Segmentation/trainaug.txt into its VOC2012 (mmsegmentation's "
+                        "voc_aug.py makes them from SBD).")
     folder = Path(options.places[0])
     fetch.fetch_dataset(fetch.ARCHIVES[options.what], folder, lambda line: print(line, flush=True), options.mirror, options.keep)
     print(f"Use it with -p data_root={folder.absolute()}")

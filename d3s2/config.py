@@ -94,8 +94,10 @@ class Settings:
     vae_memory: str = _model(str, "how the decoder saves memory", choices=("whole", "slicing", "tiling"))
     proxy_config: str = _model(str, "mmsegmentation config of the proxy, a file or a shipped name; empty = our small network")
     proxy_checkpoint: str = _model(str, "weights of proxy_config; empty = <home>/models/<published file>")
-    proxy_layers: str = _model(str, "modules of the proxy whose features are matched, with commas; empty = the backbone's outputs")
-    network: str = _model(str, "Mask2Former that is trained: scaled down, or Swin-S as shipped", choices=("scaled-down", "swin-s"))
+    proxy_layers: str = _model(
+        str, "modules of the proxy whose features are matched, with commas; empty = the backbone's outputs")
+    network: str = _model(
+        str, "Mask2Former that is trained: scaled down, or Swin-S as shipped", choices=("scaled-down", "swin-s"))
     backbone_weights: str = _model(str, "ImageNet weights for swin-s; empty = <home>/models/<published file>")
 
     def subset(self, *names: str) -> dict[str, Any]:
@@ -232,8 +234,8 @@ def _check(settings: Settings) -> None:
         )
     real = [name for name in ("generator", "proxy_config", "network") if getattr(settings, name) != PROFILES["scenes"][name]]
     if settings.data_format == "scenes" and real:
-        raise D3S2Error(f"{real[0]} is {getattr(settings, real[0])!r} but scenes come with their own small networks: leave it away, "
-                        "or take another profile or data_format.")
+        raise D3S2Error(f"{real[0]} is {getattr(settings, real[0])!r} but scenes come with their own small networks: leave it "
+                        "away, or take another profile or data_format.")
     if not 0 < settings.budget < float("inf"):
         raise D3S2Error(f"budget is {settings.budget}: give a share of the images (up to 1) or their number.")
 

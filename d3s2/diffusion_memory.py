@@ -83,10 +83,12 @@ def true_size_model(checkpointing: bool, vae_memory: str) -> StableDiffusion:
         vae.enable_slicing()
     with unset_fake_temporarily():  # the schedule is numbers
         scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
-        return StableDiffusion(ControlledUNet(unet, controlnet, _Silence(unet.dtype), scheduler, np.zeros((150, 3), np.uint8)), scheduler, vae)
+        controlled = ControlledUNet(unet, controlnet, _Silence(unet.dtype), scheduler, np.zeros((150, 3), np.uint8))
+        return StableDiffusion(controlled, scheduler, vae)
 
 
-def guided_step(model: StableDiffusion, proxy: nn.Module, z: Tensor, labels: Tensor, full: bool, cfg_scale: float = 3.0) -> Tensor:
+def guided_step(model: StableDiffusion, proxy: nn.Module, z: Tensor, labels: Tensor, full: bool,
+                cfg_scale: float = 3.0) -> Tensor:
     """The gradient of the segmentation loss at one timestep, as `guidance.sample` takes it, without its checks of numbers."""
     z = z.requires_grad_(full)
     with torch.set_grad_enabled(full):
@@ -126,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for jacobian in ("detach", "full"):
             for checkpointing in (False, True):
                 weights, most = peak(precision, jacobian, checkpointing, "slicing", options.size, options.batch)
-                print(f"{precision:10s} {jacobian:9s} {'yes' if checkpointing else 'no':14s} {weights:12.2f} {most:9.2f}", flush=True)
+                kept = "yes" if checkpointing else "no"
+                print(f"{precision:10s} {jacobian:9s} {kept:14s} {weights:12.2f} {most:9.2f}", flush=True)
     return 0
 
 

@@ -147,7 +147,8 @@ def sample(generator: LayoutGenerator, noise: Tensor, layout: Tensor | None, cla
     """Sample from `noise` and yield every step; the last step's `image` is the result.
 
     Args:
-        noise: float[B, D, h, w], of the generator's `noise_shape`; layout: int64[B, H, W]; classes: float[B, C] (see `LayoutUNet.forward`).
+        noise: float[B, D, h, w], of the generator's `noise_shape`.
+        layout: int64[B, H, W]; classes: float[B, C] (see `LayoutUNet.forward`).
         losses: see `Losses`; those without a scale are measured in the window but do not steer.
         clip: keep the predicted clean image in [-1, 1] (and the noise consistent with it); latents never are.
         fresh: noise for eta > 0 and recurrence > 1, shaped as `noise`, at each call: a `NoiseStream` that `noise` came from.

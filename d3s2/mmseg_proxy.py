@@ -102,7 +102,8 @@ def _maps(output: Any, name: str, item: int | None) -> list[Tensor]:
 
 
 # ------------------------------------------------------------------------------------------------------------ loading
-def load_mmseg_proxy(config: str, checkpoint: Path, num_classes: int, layers: Sequence[str] = (), device: str = "cpu") -> MmsegProxy:
+def load_mmseg_proxy(config: str, checkpoint: Path, num_classes: int, layers: Sequence[str] = (),
+                     device: str = "cpu") -> MmsegProxy:
     """Build the config's model, load the checkpoint (.safetensors, or .pth read with weights_only), freeze it.
 
     config: a file, or the name of one that mmsegmentation ships, such as "segformer/segformer_mit-b2_…".
@@ -111,8 +112,8 @@ def load_mmseg_proxy(config: str, checkpoint: Path, num_classes: int, layers: Se
     """
     model = build(config)
     if model.decode_head.num_classes != num_classes:
-        raise D3S2Error(f"The proxy of {Path(config).name} knows {model.decode_head.num_classes} classes, the data has {num_classes}: "
-                        "name a config and checkpoint made for this data set.")
+        raise D3S2Error(f"The proxy of {Path(config).name} knows {model.decode_head.num_classes} classes, the data has "
+                        f"{num_classes}: name a config and checkpoint made for this data set.")
     _load_weights(model, read_checkpoint(checkpoint), checkpoint, config)
     return MmsegProxy(model.requires_grad_(False).eval().to(device), layers).eval()
 
@@ -145,7 +146,8 @@ def find_config(config: str) -> Path:
     for path in (Path(config), shipped, shipped.with_name(f"{shipped.name}.py")):
         if path.is_file():
             return path
-    raise D3S2Error(f"There is no mmsegmentation config {config!r}: give a file, or FOLDER/NAME of one under {shipped.parents[len(Path(config).parts) - 1]}.")
+    raise D3S2Error(f"There is no mmsegmentation config {config!r}: give a file, or FOLDER/NAME of one under "
+                    f"{shipped.parents[len(Path(config).parts) - 1]}.")
 
 
 def published_weights(config: str) -> str:
@@ -186,8 +188,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise D3S2Error(f"The checkpoint {path} cannot be read safely ({reason}): it is damaged, or a pickle that holds more than "
-                        "weights, such as a trainer's log. Fetch it again, or save its state_dict as safetensors where you trust it.") from error
+        raise D3S2Error(f"The checkpoint {path} cannot be read safely ({reason}): it is damaged, or a pickle that holds more "
+                        "than weights, such as a trainer's log. Fetch it again, or save its state_dict as safetensors where "
+                        "you trust it.") from error
     weights = found.get("state_dict", found.get("model", found))
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise D3S2Error(f"The checkpoint {path} holds no state_dict: name one that mmsegmentation wrote.")
@@ -198,10 +201,11 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor], checkpoint: Path
     own = model.state_dict()
     other = [name for name, value in weights.items() if name in own and own[name].shape != value.shape]
     if other:
-        raise D3S2Error(f"The checkpoint {checkpoint} does not fit {Path(config).name}: {other[0]} is {tuple(weights[other[0]].shape)} "
-                        f"there and {tuple(own[other[0]].shape)} here, so it was made for other classes or for another config.")
+        raise D3S2Error(f"The checkpoint {checkpoint} does not fit {Path(config).name}: {other[0]} is "
+                        f"{tuple(weights[other[0]].shape)} there and {tuple(own[other[0]].shape)} here, so it was made for "
+                        "other classes or for another config.")
     missing = [name for name in own if name not in weights and not name.startswith("auxiliary_head")]
     if missing:
-        raise D3S2Error(f"The checkpoint {checkpoint} does not fit {Path(config).name}: it lacks {missing[0]} ({len(missing)} such), so it "
-                        "was made for another config.")
+        raise D3S2Error(f"The checkpoint {checkpoint} does not fit {Path(config).name}: it lacks {missing[0]} "
+                        f"({len(missing)} such), so it was made for another config.")
     model.load_state_dict(weights, strict=False)

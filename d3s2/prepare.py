@@ -212,9 +212,9 @@ def train_generator(dataset: SegmentationDataset, out: Path, recipe: Recipe, rep
 def ensure_weights(settings: Settings, dataset: SegmentationDataset, report: Callable[[str], None] = print) -> Path:
     """The folder with `proxy/` and `generator/` for a run: the embedded one for scenes, else made here on first use.
 
-    What the settings name as pretrained gets a note (see `real_models`); the rest is trained. Trainings start from the embedded weights: on CamVid the generator's loss is .08 after 250 iterations, from random weights
-    .24 (batch 8, 96 x 128). A killed training goes on from its last checkpoint. Raises D3S2Error when the embedded
-    weights are missing.
+    What the settings name as pretrained gets a note (see `real_models`); the rest is trained. Trainings start from the
+    embedded weights: on CamVid the generator's loss is .08 after 250 iterations, from random weights .24 (batch 8,
+    96 x 128). A killed training goes on from its last checkpoint. Raises D3S2Error when the embedded weights are missing.
     """
     folder, pretrained = weights_folder(settings), real_models.parts(settings)
     if settings.data_format == "scenes":

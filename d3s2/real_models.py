@@ -72,8 +72,8 @@ def write_notes(settings: Settings, dataset: SegmentationDataset, folder: Path) 
     if "proxy" in parts(settings):
         path = checkpoint_path(settings)
         artifacts.write_json(folder / "proxy" / PROXY_NOTE, {
-            "config": settings.proxy_config, "checkpoint": str(path), "num_classes": dataset.num_classes, "layers": _layers(settings),
-            "digest": artifacts.sha256(path)})
+            "config": settings.proxy_config, "checkpoint": str(path), "num_classes": dataset.num_classes,
+            "layers": _layers(settings), "digest": artifacts.sha256(path)})
 
 
 def stamp(settings: Settings) -> str:
@@ -93,7 +93,8 @@ def open_generator(folder: Path, device: str) -> Any:
     from .stable_diffusion import DiffusionOptions, load_stable_diffusion
 
     note = artifacts.read_json(folder / GENERATOR_NOTE)
-    return load_stable_diffusion(DiffusionOptions(**note["options"]), note["names"], np.array(note["colors"], dtype=np.uint8), device)
+    colors = np.array(note["colors"], dtype=np.uint8)
+    return load_stable_diffusion(DiffusionOptions(**note["options"]), note["names"], colors, device)
 
 
 def open_proxy(folder: Path, device: str) -> Any:

@@ -11,8 +11,8 @@ this generator is the one of D3S2 is not known: the paper's abstract names none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -149,7 +149,8 @@ class ControlledUNet(nn.Module):
         def network(inputs: Tensor) -> Tensor:
             down = middle = None
             if layout is not None:
-                down, middle = self.controlnet(inputs, t, text, self.control_image(layout).to(kind), self.control_scale, return_dict=False)
+                image = self.control_image(layout).to(kind)
+                down, middle = self.controlnet(inputs, t, text, image, self.control_scale, return_dict=False)
             return self.unet(inputs, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
 
         out, a = in_precision(network, z, kind), self.alpha_bars[int(t)]
@@ -211,7 +212,8 @@ class StableDiffusion(LayoutGenerator):
         raise D3S2Error(f"A pretrained diffusion model is not copied to {folder}: name its folder instead.")
 
 
-def load_stable_diffusion(options: DiffusionOptions, names: Sequence[str], colors: np.ndarray, device: str = "cpu") -> StableDiffusion:
+def load_stable_diffusion(options: DiffusionOptions, names: Sequence[str], colors: np.ndarray,
+                          device: str = "cpu") -> StableDiffusion:
     """Load the models, frozen, for classes with these names and control colours uint8[C, 3] (see `control_colors`).
 
     Raises D3S2Error for what is missing, half downloaded or pickled, with the command that fetches it.
@@ -221,14 +223,16 @@ def load_stable_diffusion(options: DiffusionOptions, names: Sequence[str], color
     folder, control = (locate(source, options.download) for source in options.sources())
     kind = PRECISIONS[options.precision]
 
-    def network(cls: type, *place: object) -> Any:
-        return _load(cls, *place, torch_dtype=kind).requires_grad_(False).eval().to(device)
+    def network(cls: type, place: Path) -> Any:
+        return _load_network(cls, place, kind).to(device)
 
-    tokenizer = _load(CLIPTokenizer, folder, "tokenizer")
-    prompts = Prompts(tokenizer, network(CLIPTextModel, folder, "text_encoder"), names, options.negative_prompt)
-    scheduler = _load(DDIMScheduler, folder, "scheduler")
+    with _explained(CLIPTokenizer, folder / "tokenizer") as place:  # has no weights, and says so to whoever searches
+        tokenizer = CLIPTokenizer.from_pretrained(place, local_files_only=True, use_safetensors=True)
+    with _explained(DDIMScheduler, folder / "scheduler") as place:
+        scheduler = DDIMScheduler.from_pretrained(place, local_files_only=True)
+    prompts = Prompts(tokenizer, network(CLIPTextModel, folder / "text_encoder"), names, options.negative_prompt)
     controlnet = network(ControlNetModel, control)
-    unet, vae = network(UNet2DConditionModel, folder, "unet"), network(AutoencoderKL, folder, "vae")
+    unet, vae = network(UNet2DConditionModel, folder / "unet"), network(AutoencoderKL, folder / "vae")
     if options.checkpointing:
         for part in (unet, controlnet, vae):
             part.enable_gradient_checkpointing()
@@ -237,21 +241,26 @@ def load_stable_diffusion(options: DiffusionOptions, names: Sequence[str], color
     if options.vae == "tiling":
         vae.enable_tiling()
     if unet.config.cross_attention_dim != controlnet.config.cross_attention_dim:
-        raise D3S2Error(f"The ControlNet {options.controlnet} was made for another diffusion model than {options.model} (text width "
-                        f"{controlnet.config.cross_attention_dim}, not {unet.config.cross_attention_dim}): take one that fits it.")
+        raise D3S2Error(f"The ControlNet {options.controlnet} was made for another diffusion model than {options.model} (text "
+                        f"width {controlnet.config.cross_attention_dim}, not {unet.config.cross_attention_dim}): take one that "
+                        "fits it.")
     controlled = ControlledUNet(unet, controlnet, prompts, scheduler, colors, options.control_scale).to(device)
     return StableDiffusion(controlled.eval(), scheduler, vae)
 
 
-def _load(cls: type, folder: Path, part: str = "", **more: Any) -> Any:
-    """from_pretrained, of local files alone; its remarks about optional packages are kept from a notebook's output."""
-    if part:
-        more["subfolder"] = part
-    if "torch_dtype" in more:
-        more["use_safetensors"] = True
+def _load_network(cls: type, place: Path, kind: torch.dtype) -> Any:
+    """A network with the weights of this folder, frozen; pickled ones are refused."""
+    with _explained(cls, place):
+        network = cls.from_pretrained(place, local_files_only=True, use_safetensors=True, torch_dtype=kind)
+    return network.requires_grad_(False).eval()
+
+
+@contextmanager
+def _explained(cls: type, place: Path) -> Iterator[Path]:
+    """A sentence for what cannot be loaded; remarks about optional packages are kept from a notebook's output."""
     try:
         with redirect_stderr(StringIO()):
-            return cls.from_pretrained(folder, local_files_only=True, **more)
+            yield place
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise D3S2Error(f"{folder / part} cannot be loaded as {cls.__name__}: {reason}. Fetch the model again.") from error
+        raise D3S2Error(f"{place} cannot be loaded as {cls.__name__}: {reason}. Fetch the model again.") from error

@@ -198,8 +198,8 @@ def _make_group(ranks: Sequence[int], indices: Sequence[int], generator: LayoutG
         tries = [to_uint8(generate(generator, proxy, targets, labels, ids, recipe, candidate, memory))
                  for candidate in range(recipe.candidates)]
     except torch.OutOfMemoryError as error:
-        raise D3S2Error(f"The GPU's memory is too small for {len(ids)} images at once: lower sampling_batch, then take vae_memory=tiling "
-                        "or jacobian=detach. What is made is kept.") from error
+        raise D3S2Error(f"The GPU's memory is too small for {len(ids)} images at once: lower sampling_batch, then take "
+                        "vae_memory=tiling or jacobian=detach. What is made is kept.") from error
     verdicts = [judge(proxy, targets, to_float(pixels, device), labels) for pixels in tries]
     chosen = best(verdicts, recipe.score)
     pixels = np.stack([tries[c][k] for k, c in enumerate(chosen)])

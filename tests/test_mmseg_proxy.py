@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from d3s2 import mmseg_parts
 from d3s2.errors import D3S2Error
 from d3s2.losses import FeatureTargets
-from d3s2.mmseg_proxy import MmsegProxy, build, find_config, load_mmseg_proxy, published_weights, read_checkpoint, read_config
+from d3s2.mmseg_proxy import MmsegProxy, build, find_config, load_mmseg_proxy, published_weights, read_config
 from d3s2.statistics import ClassMoments
 from d3s2.synthesis import guidance_losses
 
@@ -84,7 +84,8 @@ def test_a_preprocessor_without_channel_conversion_gets_bgr(model, images):
 def test_layers_are_named_modules(config, checkpoint, images):
     proxy = load_mmseg_proxy(str(config), checkpoint, 5, ("backbone[2]", "decode_head.fusion_conv"))
     output = proxy(images)
-    assert [tuple(f.shape) for f in output.features] == [(2, 8, 2, 2), (2, 8, 8, 8)] and proxy.layers[1] == "decode_head.fusion_conv"
+    assert [tuple(f.shape) for f in output.features] == [(2, 8, 2, 2), (2, 8, 8, 8)]
+    assert proxy.layers[1] == "decode_head.fusion_conv"
     for wrong, match in (("backbone.nothing", "no layer 'backbone.nothing'.*backbone"), ("backbone[9]", "gives 4 outputs"),
                          ("backbone.layers.0.0", "no feature maps|no layer"), ("", "no layer")):
         with pytest.raises(D3S2Error, match=match):
@@ -93,7 +94,8 @@ def test_layers_are_named_modules(config, checkpoint, images):
 
 def test_both_losses_and_their_gradients_go_through_it(config, checkpoint, images):
     proxy = load_mmseg_proxy(str(config), checkpoint, 5)
-    labels = torch.randint(0, 5, (2, 4, 4), generator=torch.Generator().manual_seed(1)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    coarse = torch.randint(0, 5, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    labels = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
     moments = ClassMoments(5, [f.shape[1] for f in proxy(images).features], proxy.layers)
     moments.update([f.detach() for f in proxy(images).features], labels)
     leaf = (0.9 * images).requires_grad_()
@@ -125,7 +127,7 @@ def test_a_published_checkpoint_is_read_and_a_trainers_own_is_refused(model, con
     torch.save(published, tmp_path / "published.pth")
     assert load_mmseg_proxy(str(config), tmp_path / "published.pth", 5).layers
     torch.save(published | {"message_hub": {"loss": HistoryBuffer([1.0, 0.5], [1, 1])}}, tmp_path / "iter_1.pth")
-    with pytest.raises(D3S2Error, match="cannot be read safely.*trainer's log.*safetensors"):
+    with pytest.raises(D3S2Error, match=r"cannot be read safely.*trainer's log.*safetensors"):
         load_mmseg_proxy(str(config), tmp_path / "iter_1.pth", 5)
 
 

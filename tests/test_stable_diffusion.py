@@ -66,11 +66,12 @@ def test_unguided_equals_diffusers_own_pipeline(tiny, options, start):
     noise, layout, classes = start
     parts = {"vae": tiny.vae, "unet": tiny.unet.unet, "controlnet": tiny.unet.controlnet, "scheduler": tiny.scheduler,
              "text_encoder": tiny.unet.prompts.encoder, "tokenizer": tiny.unet.prompts.tokenizer}
-    pipeline = StableDiffusionControlNetPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline = StableDiffusionControlNetPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     prompts = [tiny.unet.prompts.prompt(classes[k], layout[k]) for k in range(3)]
-    theirs = pipeline(prompts, image=tiny.unet.control_image(layout), negative_prompt=["a ghost"] * 3, latents=noise, guidance_scale=3.0,
-                      num_inference_steps=5, output_type="pt").images
+    theirs = pipeline(prompts, image=tiny.unet.control_image(layout), negative_prompt=["a ghost"] * 3, latents=noise,
+                      guidance_scale=3.0, num_inference_steps=5, output_type="pt").images
     ours = finish(sample(tiny, noise, layout, classes, 5, Guidance(cfg_scale=3.0))).image
     torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), theirs, rtol=1e-3, atol=1e-4)
     plain = finish(sample(tiny, noise, layout, classes, 5)).image
@@ -108,7 +109,7 @@ def test_a_v_prediction_model_is_asked_for_v(tmp_path, options, start):
 
 def test_neither_order_nor_company_changes_an_image_but_for_rounding(tiny, start):
     """Kernels sum in another order for another batch size: the last bits may differ, and a PNG's byte seldom by one."""
-    noise, layout, classes = start
+    _, layout, classes = start
     guidance = Guidance({"red": 0.2}, window=(0, 1), eta=0.5)
 
     def images(seeds: list[int], rows: list[int]) -> torch.Tensor:
@@ -198,12 +199,13 @@ def test_prompts_name_the_largest_classes_first_and_only_whole_ones(tiny):
     assert said == "a photo of person"  # 'car' would need more than the room there is
     assert len(tiny.unet.prompts.tokenizer(said).input_ids) <= ROOM
     assert tiny.unet.prompts.prompt(torch.zeros(4)) == "a photo of a scene"
-    assert [spoken(name) for name in ("wall-other-merged", "door-stuff", "background", "floor-wood")] == ["wall", "door", "", "floor wood"]
+    names = ("wall-other-merged", "door-stuff", "background", "floor-wood")
+    assert [spoken(name) for name in names] == ["wall", "door", "", "floor wood"]
 
 
 def test_sizes_that_do_not_fit_are_a_sentence(tiny):
     assert tiny.noise_shape(32, 64) == (4, 16, 32)
-    with pytest.raises(D3S2Error, match="30x32 do not fit .* multiples of 4.* 28x32"):
+    with pytest.raises(D3S2Error, match=r"30x32 do not fit .* multiples of 4.* 28x32"):
         tiny.noise_shape(30, 32)
 
 

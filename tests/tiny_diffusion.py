@@ -45,7 +45,7 @@ def save_tiny(folder: Path, seed: int = 0, prediction: str = "epsilon") -> tuple
                                 attention_head_dim=4, cross_attention_dim=16, sample_size=16)
     controlnet = ControlNetModel.from_unet(unet, conditioning_channels=3, conditioning_embedding_out_channels=(4, 8))
     with torch.no_grad():  # a fresh ControlNet's last layers are zero: it would say nothing
-        for name, weight in controlnet.named_parameters():
+        for weight in controlnet.parameters():
             if not weight.any():
                 weight.normal_(std=0.3)
     unet.save_pretrained(model / "unet"), controlnet.save_pretrained(control)

@@ -156,12 +156,13 @@ def cocostuff_code(raw: bool) -> MaskCode:
     table[IGNORE] = IGNORE
     kind = "stuffthingmaps (0 to 181 with gaps, 255)" if raw else "labelTrainIds (0 to 170, 255)"
     return MaskCode(tuple(table), {}, f"COCO-Stuff's {kind}", (
-        "take the pixel maps of stuffthingmaps_trainval2017; the panoptic PNGs hold colours, the stuff challenge's hold no things, "
-        "and train ids belong into files named <id>_labelTrainIds.png."))
+        "take the pixel maps of stuffthingmaps_trainval2017; the panoptic PNGs hold colours, the stuff challenge's hold no "
+        "things, and train ids belong into files named <id>_labelTrainIds.png."))
 
 
 def voc_code() -> MaskCode:
     """0 = background, 1 .. 20; 255 = border."""
     table = [*range(21), *[-1] * 234, IGNORE]
     return MaskCode(tuple(table), {}, "PASCAL VOC's list of 21 classes", (
-        "take the indexed PNGs of SegmentationClass as they are: SegmentationObject numbers objects, and RGB copies hold colours."))
+        "take the indexed PNGs of SegmentationClass as they are: SegmentationObject numbers objects, and RGB copies hold "
+        "colours."))
