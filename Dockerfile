@@ -16,7 +16,7 @@ ENV PATH=/opt/venv/bin:$PATH
 
 # Only what decides the installed versions comes before the long step. It then drops what nothing here imports: mmdet's image
 # corruptions with all they ask for (an opencv among it that wants the X11 and OpenGL libraries; its headless twin has the
-# same modules), and PyTorch's own tests.
+# same modules), and all packages' own tests.
 ARG PIP_FIND_LINKS=""
 WORKDIR /opt/d3s2
 COPY requirements.in constraints.txt ./
@@ -24,7 +24,8 @@ RUN pip install --no-cache-dir -r requirements.in -c constraints.txt; \
     pip uninstall -y opencv-python imagecorruptions-imaug imaug scikit-image numba llvmlite; \
     pip install --no-cache-dir --no-deps --force-reinstall opencv-python-headless -c constraints.txt; \
     find /opt/venv/lib/python3.11/site-packages/torch \( -path '*/torch/test/*' -o -path '*/torch/bin/*test*' -o -path '*/torch/bin/protoc*' \) \
-        -type f -delete
+        -type f -delete; \
+    find /opt/venv/lib/python3.11/site-packages -path '*/tests/*' -type f -delete
 
 FROM packages AS operations
 ARG MMCV_OPS=none
