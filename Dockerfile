@@ -16,7 +16,7 @@ ENV PATH=/opt/venv/bin:$PATH
 
 # Only what decides the installed versions comes before the long step. It then drops what nothing here imports: mmdet's image
 # corruptions with all they ask for (an opencv among it that wants the X11 and OpenGL libraries; its headless twin has the
-# same modules), and all packages' own tests.
+# same modules), and the packages' own tests.
 ARG PIP_FIND_LINKS=""
 WORKDIR /opt/d3s2
 COPY requirements.in constraints.txt ./
@@ -25,7 +25,7 @@ RUN pip install --no-cache-dir -r requirements.in -c constraints.txt; \
     pip install --no-cache-dir --no-deps --force-reinstall opencv-python-headless -c constraints.txt; \
     find /opt/venv/lib/python3.11/site-packages/torch \( -path '*/torch/test/*' -o -path '*/torch/bin/*test*' -o -path '*/torch/bin/protoc*' \) \
         -type f -delete; \
-    find /opt/venv/lib/python3.11/site-packages -path '*/tests/*' -type f -delete
+    find /opt/venv/lib/python3.11/site-packages -path '*/tests/*' -name 'test_*' -type f -delete
 
 FROM packages AS operations
 ARG MMCV_OPS=none
