@@ -22,7 +22,7 @@ from .errors import D3S2Error
 from .training import TrainingJob, train_all
 
 REFERENCE = Path(__file__).parent / "reference" / "full_curve.csv"
-LENGTHS = (750, 1500, 3000, 6000, 12000)
+LENGTHS = (1500, 3000, 6000, 12000)
 
 
 def measure(work: Path, out: Path, lengths: Sequence[int], parallel: int, seed: int = 0) -> None:
