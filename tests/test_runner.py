@@ -197,7 +197,7 @@ def test_two_runs_in_one_folder(sequence: Sequence) -> None:
     _wait_until((sequence.run_dir / "statistics").exists)
     second = sequence.cli()
     assert second.returncode == 2 and f"Another run (process {first.pid})" in second.stderr
-    first.communicate(timeout=120)
+    first.communicate(timeout=240)
     assert first.returncode == 0
 
 
@@ -206,7 +206,7 @@ def test_interrupt_says_how_to_go_on(sequence: Sequence) -> None:
     running = subprocess.Popen(sequence.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     _wait_until((sequence.run_dir / "statistics" / "item3.json").exists)
     running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=240)
     assert running.returncode == 130 and "goes on from here" in errors and "Traceback" not in errors
 
 
@@ -245,7 +245,7 @@ def test_no_results_yet(tmp_path: Path) -> None:
     assert not artifacts.verify(tmp_path, "selection", "")
 
 
-def _wait_until(condition: object, seconds: float = 60) -> None:
+def _wait_until(condition: object, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "waited too long"
