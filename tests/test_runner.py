@@ -203,7 +203,10 @@ def test_two_runs_in_one_folder(sequence: Sequence) -> None:
 
 def test_interrupt_says_how_to_go_on(sequence: Sequence) -> None:
     write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", SLOW))
-    running = subprocess.Popen(sequence.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        sequence.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a shell's background job has it ignored
+    )  # fmt: skip
     _wait_until((sequence.run_dir / "statistics" / "item3.json").exists)
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=240)
