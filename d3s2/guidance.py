@@ -22,6 +22,7 @@ Recurrence (time travel; Universal Guidance, FreeDoM) takes a guided step R time
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -280,5 +281,4 @@ def _check_finite(values: Tensor, what: str, index: int) -> None:
 
 def finish(steps: Iterator[Step]) -> Step:
     """Run a sampler to its end and return the last step."""
-    *_, last = steps
-    return last
+    return deque(steps, maxlen=1).pop()  # a list of all steps would hold all their images

@@ -23,6 +23,7 @@ What must hold of guidance, and where it is tested (L: test_losses.py, S: test_s
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -298,6 +299,20 @@ def test_a_caller_without_gradients_gets_the_same_image(tiny, start, jacobian):
     image = finish(sample(tiny, *start, steps=5, guidance=guidance, losses=brightness)).x
     with torch.no_grad():
         assert torch.equal(finish(sample(tiny, *start, steps=5, guidance=guidance, losses=brightness)).x, image)
+
+
+def test_a_run_to_its_end_keeps_no_step_but_the_last(tiny, start):
+    alive, most = weakref.WeakSet(), 0
+
+    def watched():
+        nonlocal most
+        for step in sample(tiny, *start, steps=10):
+            alive.add(step.x)
+            most = max(most, len(alive))
+            yield step
+
+    assert finish(watched()).index == 9
+    assert most <= 3  # the last one, the one being made, and what the loop still names
 
 
 def test_window_counts_its_steps(tiny, start):
