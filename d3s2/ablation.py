@@ -5,7 +5,7 @@
 Every *arm* is a way to get a training set for the same masks (two arms, `random` and `random masks`, draw others). Each
 arm is trained once for each training seed with chapter 04's recipe. Generated arms are distilled `--distillations`
 times from different noise; training seed s uses distillation s mod that number, so that pairs share seed and noise.
-The default's numbers are committed in `reference/ablation.csv`, and notebook 05 reads them.
+The numbers of several arms are committed in `reference/ablation.csv`, and appendix A1 reads them.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from . import config, environment
 from .artifacts import atomic_path, digest, read_json, write_json
 from .data import SegmentationDataset
 from .data.prepare import open_splits
-from .errors import D3S2Error
+from .errors import D3S2Error, exit_code
 from .generators import load_generator
 from .guidance import Guidance
 from .losses import FeatureTargets
@@ -251,15 +251,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads for sampling, 0 = all cores")
     parser.add_argument("--parallel", type=int, default=0, help="trainings side by side, 0 = one a core")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         settings = config.resolve({"profile": "scenes", "jobs": options.parallel, "threads": options.threads}, remember=False)
         environment.set_threads(settings.threads)
         measure(options.work, options.out, options.arms, options.seeds, options.distillations, settings)
         print(table(read_scores(options.out)[0]))
-    except D3S2Error as error:
-        print(f"d3s2: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

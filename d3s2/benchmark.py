@@ -20,7 +20,7 @@ import torch
 
 from . import config, environment
 from .data.scenes import CLASSES, draw_scene
-from .errors import D3S2Error
+from .errors import D3S2Error, exit_code
 from .generators import class_sets, load_generator
 from .guidance import Guidance, finish, initial_noise, sample
 from .losses import FeatureTargets
@@ -138,7 +138,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command of the module's text; 0, or 2 for bad input."""
     options = _parser().parse_args(arguments)
-    try:
+
+    def work() -> None:
         if min(options.batch, options.repeats) < 1 or (options.only and "unguided" not in options.only):
             raise D3S2Error("batch and repeats count from 1, and the variants need 'unguided', which they are compared with.")
         environment.set_threads(options.threads)
@@ -146,10 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(peak_megabytes(options.peak_of, options.batch, environment.pick_device(options.device))))
         else:
             print(report(options))
-    except D3S2Error as error:
-        print(f"d3s2: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

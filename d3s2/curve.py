@@ -18,7 +18,7 @@ from pathlib import Path
 from . import config
 from .artifacts import atomic_path, read_json, write_json
 from .data.prepare import open_splits
-from .errors import D3S2Error
+from .errors import D3S2Error, exit_code
 from .training import TrainingJob, train_all
 
 REFERENCE = Path(__file__).parent / "reference" / "full_curve.csv"
@@ -87,12 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="iterations of each training")
     parser.add_argument("--parallel", type=int, default=0, help="trainings side by side, 0 = one a core")
     options = parser.parse_args(arguments)
-    try:
-        measure(options.work, options.out, options.lengths, options.parallel)
-    except D3S2Error as error:
-        print(f"d3s2: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: measure(options.work, options.out, options.lengths, options.parallel))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from .artifacts import Stage, digest, sha256, write_json
 from .config import EMBEDDED_WEIGHTS, RUN_WIDE, Settings, weights_folder
 from .data import SegmentationDataset, open_dataset
 from .data.base import IGNORE
-from .errors import D3S2Error
+from .errors import D3S2Error, exit_code
 from .generators import LayoutGenerator, LayoutUNet, class_sets, load_generator, noise_schedule, save_half
 from .proxy import ProxySegmenter, load_proxy
 
@@ -259,7 +260,7 @@ def write_provenance(folder: Path, commands: list[str]) -> None:
     write_json(folder / "weights.json", {"commands": commands, "torch": torch.__version__, "files": files})
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Command line: train one of the two networks on the train split of a folder in the ordinary layout."""
     parser = argparse.ArgumentParser(prog="python -m d3s2.prepare", description=main.__doc__)
     parser.add_argument("what", choices=["proxy", "generator"])
@@ -274,9 +275,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recipe = Recipe(options.iterations, options.batch_size, options.learning_rate, options.seed, device=options.device)
     train = {"proxy": train_proxy, "generator": train_generator}[options.what]
-    dataset, say = open_dataset("folder", options.data, "train"), partial(print, flush=True)
-    train(dataset, options.out, recipe, report=say, pretrained=options.pretrained)
+
+    def work() -> None:
+        dataset, say = open_dataset("folder", options.data, "train"), partial(print, flush=True)
+        train(dataset, options.out, recipe, report=say, pretrained=options.pretrained)
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,6 +18,7 @@ from d3s2.generators import LayoutGenerator, LayoutUNet, class_sets, load_genera
 from d3s2.guidance import Guidance, initial_noise
 from d3s2.losses import FeatureTargets, pixel_losses
 from d3s2.prepare import Recipe as Training
+from d3s2.prepare import main as prepare_main
 from d3s2.prepare import train_generator, train_proxy, warm_start
 from d3s2.proxy import ProxySegmenter, load_proxy
 from d3s2.quality import class_mean_losses, ignore_doubtful, read_images, read_masks, to_uint8
@@ -257,3 +258,9 @@ def test_out_of_memory_says_what_to_lower(dataset, parts, tmp_path):
     greedy.unet.config = generator.unet.config
     with pytest.raises(D3S2Error, match="for 2 images at once: lower sampling_batch"):
         synthesise(greedy, proxy, targets, dataset, [0, 1], tmp_path, RECIPE)
+
+
+def test_the_training_command_says_what_is_wrong_in_a_sentence(tmp_path, capsys):
+    assert prepare_main(["proxy", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--iterations", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("d3s2: ") and "none" in said and "Traceback" not in said
