@@ -17,12 +17,10 @@ import psutil
 import pytest
 import torch
 from cluster_work import power, refuse, slow_then_write
+from small_scenes import small_scenes
 
 from d3s2 import clusters
 from d3s2.data import open_dataset
-from d3s2.data.base import ClassInfo
-from d3s2.data.formats import write_classes
-from d3s2.data.scenes import CLASSES, write_split
 from d3s2.errors import D3S2Error
 from d3s2.statistics import count_pixels, feature_statistics
 
@@ -139,8 +137,7 @@ def test_workers_with_other_sources_are_refused() -> None:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_split(folder, "train", 150)
-    write_classes(folder / "classes.csv", [ClassInfo(name, color) for name, color in CLASSES.items()])
+    small_scenes(folder, 150)
     return folder
 
 

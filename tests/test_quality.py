@@ -7,10 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_scenes import small_scenes
 
-from d3s2.data import SegmentationDataset, open_dataset, scenes
-from d3s2.data.base import ClassInfo
-from d3s2.data.formats import write_classes
+from d3s2.data import SegmentationDataset
 from d3s2.errors import D3S2Error
 from d3s2.losses import FeatureTargets, pixel_losses
 from d3s2.proxy import ProxySegmenter
@@ -22,10 +21,7 @@ C = 5
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> SegmentationDataset:
-    folder = tmp_path_factory.mktemp("scenes")
-    scenes.write_split(folder, "train", 5)
-    write_classes(folder / "classes.csv", [ClassInfo(n, c) for n, c in scenes.CLASSES.items()])
-    return open_dataset("folder", folder, "train")
+    return small_scenes(tmp_path_factory.mktemp("scenes"), 5)
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_scenes import small_scenes
 
 import d3s2
-from d3s2.data import SegmentationDataset, open_dataset, scenes
-from d3s2.data.base import ClassInfo
-from d3s2.data.formats import write_classes
+from d3s2.data import SegmentationDataset
 from d3s2.errors import D3S2Error
 from d3s2.generators import LayoutGenerator, LayoutUNet, class_sets, load_generator, noise_schedule, save_half
 from d3s2.guidance import Guidance, initial_noise
@@ -30,10 +29,7 @@ RECIPE = Recipe(steps=4, guidance=Guidance({"segmentation": 0.1, "feature": 0.1}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> SegmentationDataset:
-    folder = tmp_path_factory.mktemp("scenes")
-    scenes.write_split(folder, "train", 6)
-    write_classes(folder / "classes.csv", [ClassInfo(n, c) for n, c in scenes.CLASSES.items()])
-    return open_dataset("folder", folder, "train")
+    return small_scenes(tmp_path_factory.mktemp("scenes"), 6)
 
 
 @pytest.fixture(scope="module")
