@@ -39,6 +39,11 @@ def _model(kind: type, help: str, *bounds: float | None, **more: Any) -> Any:
     return _parameter(kind, help, *bounds, **more, run_wide=True)
 
 
+def _machine(kind: type, help: str, *bounds: float | None, **more: Any) -> Any:
+    """A parameter that suits a run to its machine: of the whole run, and nothing is made anew when it changes."""
+    return field(metadata=_model(kind, help, *bounds, **more).metadata | {"decides": False})
+
+
 @dataclass(frozen=True)
 class Settings:
     """Every parameter of a run, complete and checked. The metadata of each field holds type, range, unit and help."""
@@ -99,6 +104,9 @@ class Settings:
     network: str = _model(
         str, "Mask2Former that is trained: scaled down, or Swin-S as shipped", choices=("scaled-down", "swin-s"))
     backbone_weights: str = _model(str, "ImageNet weights for swin-s; empty = <home>/models/<published file>")
+    gpus: int = _machine(int, "GPUs that share each training, through torchrun; on a CPU: processes", 1, 64)
+    out_of_memory: str = _machine(
+        str, "when a GPU's memory runs out: stop, or go on with half as many images at once", choices=("stop", "halve"))
 
     def subset(self, *names: str) -> dict[str, Any]:
         """The named settings as a dict, for the parameters of a `Stage`."""
@@ -107,6 +115,8 @@ class Settings:
 
 FIELDS = {entry.name: entry for entry in fields(Settings)}
 RUN_WIDE = tuple(name for name, entry in FIELDS.items() if entry.metadata["run_wide"])
+MODELS = tuple(name for name in RUN_WIDE if FIELDS[name].metadata.get("decides", True))
+"""The parameters of the whole run that concern pretrained models."""
 
 def resolve(names: Mapping[str, Any], *, remember: bool = True) -> Settings:
     """The complete settings from a notebook's globals (or any mapping), of which only the declared names count.

@@ -23,6 +23,7 @@ from torch import nn
 from . import mmseg_parts
 from .mmseg_parts import MODELS
 from .training import TrainingJob
+from .training_loop import bare
 
 CONFIGS = Path(mmseg_parts.mmseg.__file__).parent / ".mim" / "configs" / "mask2former"
 SHIPPED = CONFIGS / "mask2former_swin-s_8xb2-160k_ade20k-512x512.py"
@@ -32,9 +33,9 @@ LEARNING_RATE, WEIGHT_DECAY, CLIP, DROP_PATH, WARM_UP = 2e-3, 0.05, 1.0, 0.1, 0.
 ZOOM = 1.6
 
 
-def build_config(job: TrainingJob) -> Config:
+def build_config(job: TrainingJob, checkpoint: Path | None = None) -> Config:
     """mmsegmentation's Mask2Former Swin-S configuration with our sizes, data and schedule (our choices); see `swin` for the
-    network as shipped."""
+    network as shipped. checkpoint: the file by which a broken training goes on."""
     config = Config.fromfile(str(SHIPPED))
     if job.network == "swin-s":
         from . import swin
@@ -46,7 +47,16 @@ def build_config(job: TrainingJob) -> Config:
         _set_data(config, job)
         _set_schedule(config, job)
     config.work_dir = str(Path(job.work_dir) / "logs")
-    config.randomness = {"seed": job.seed}
+    config.train_cfg = {
+        "type": "D3S2TrainLoop",
+        "max_iters": job.iterations,
+        "checkpoint": str(checkpoint or ""),
+        "every": job.checkpoint_every,
+        "parts": job.parts,
+    }
+    config.val_cfg = {"type": "ValLoop"}
+    config.optim_wrapper.accumulative_counts = job.parts
+    config.randomness = {"seed": job.seed, "diff_rank_seed": job.processes > 1}
     config.default_hooks = {
         "checkpoint": None,
         "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},
@@ -59,7 +69,9 @@ def build_config(job: TrainingJob) -> Config:
         "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
         "dist_cfg": {"backend": "nccl"},
     }
-    config.launcher = "none"
+    config.launcher = "none" if job.processes == 1 else "pytorch"
+    if job.device == "cpu":  # mmengine would name a GPU
+        config.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
     return config
 
 
@@ -73,15 +85,17 @@ def build_model(job: TrainingJob, weights: Path | None = None) -> nn.Module:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state dict as safetensors, fp32."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, path)
+    """Write the state dict as safetensors, fp32; of a network that several processes share, its own."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in bare(model).state_dict().items()}, path)
 
 
-def build_runner(job: TrainingJob) -> Runner:
+def build_runner(job: TrainingJob, checkpoint: Path | None = None) -> Runner:
     """mmengine's Runner for a job. On the CPU it takes one thread: then the same job gives the same bytes."""
     if job.device == "cpu":
         torch.set_num_threads(1)
-    return Runner.from_cfg(build_config(job))
+        if job.processes > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")  # mmengine's own call asks for a GPU
+    return Runner.from_cfg(build_config(job, checkpoint))
 
 
 def progress_hook(runner: Runner) -> mmseg_parts.Progress:
@@ -162,7 +176,7 @@ def _set_data(config: Config, job: TrainingJob) -> None:
 
     # Worker processes would cost more than reading; the sampler is endless, so the loader never restarts.
     config.train_dataloader = {
-        "batch_size": job.batch_size,
+        "batch_size": job.batch_size // job.processes,
         "num_workers": 0,
         "sampler": {"type": "InfiniteSampler", "shuffle": True, "seed": job.seed},
         "dataset": folder(job.train_root, job.train_split, job.train_ids, train, False),
@@ -202,9 +216,3 @@ def _set_schedule(config: Config, job: TrainingJob) -> None:
             "by_epoch": False,
         }
     ]
-    config.train_cfg = {
-        "type": "IterBasedTrainLoop",
-        "max_iters": job.iterations,
-        "val_interval": job.iterations + 1,
-    }
-    config.val_cfg = {"type": "ValLoop"}

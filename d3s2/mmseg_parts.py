@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -29,6 +29,7 @@ with redirect_stdout(StringIO()):  # the first import of mmseg prints that an op
     import mmdet.models  # noqa: F401  (registers the parts of Mask2Former)
     import mmseg.models  # noqa: F401
     from mmseg.datasets import BaseSegDataset
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads import Mask2FormerHead
@@ -144,17 +145,20 @@ class ClassIoU(IoUMetric):
 
     def __init__(self, **rest: Any):
         super().__init__(iou_metrics=["mIoU"], ignore_index=IGNORE, **rest)
-        self.predictions: list[np.ndarray] = []
+        self.predictions: list[np.ndarray] = []  # in the order of the data set, also when several processes share it
         self.per_class: list[float] = []
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         super().process(data_batch, data_samples)
-        self.predictions += [
-            sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy().astype(np.uint8)
-            for sample in data_samples
+        new = self.results[-len(data_samples) :]
+        self.results[-len(data_samples) :] = [
+            (*areas, sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy().astype(np.uint8))
+            for areas, sample in zip(new, data_samples, strict=True)
         ]
 
     def compute_metrics(self, results: list) -> dict[str, float]:
+        self.predictions = [result[-1] for result in results]
+        results = [result[:-1] for result in results]
         intersection, union = (sum(result[part] for result in results).double() for part in (0, 1))
         self.per_class = (intersection / union).tolist()  # NaN where a class is neither there nor predicted
         return super().compute_metrics(results)
@@ -178,4 +182,13 @@ class Progress(Hook):
         if (runner.iter + 1) % self.every == 0:
             self.curve.append((runner.iter + 1, self.sum / self.every))
             self.sum = 0.0
-            self.path.write_text(json.dumps({"iteration": runner.iter + 1, "loss": self.curve[-1][1]}))
+            if is_main_process():
+                self.path.write_text(json.dumps({"iteration": runner.iter + 1, "loss": self.curve[-1][1]}))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the loss."""
+        return {"curve": self.curve, "sum": self.sum}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.curve, self.sum = list(state["curve"]), state["sum"]

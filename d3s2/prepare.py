@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from . import real_models
 from .artifacts import Stage, digest, sha256, write_json
-from .config import EMBEDDED_WEIGHTS, RUN_WIDE, Settings, weights_folder
+from .config import EMBEDDED_WEIGHTS, MODELS, Settings, weights_folder
 from .data import SegmentationDataset, open_dataset
 from .data.base import IGNORE
 from .errors import D3S2Error, exit_code
@@ -221,7 +221,7 @@ def ensure_weights(settings: Settings, dataset: SegmentationDataset, report: Cal
     if settings.data_format == "scenes":
         weights_digest(folder)
         return folder
-    decisive = settings.subset("seed", "proxy_iterations", "generator_iterations", *(RUN_WIDE if pretrained else ()))
+    decisive = settings.subset("seed", "proxy_iterations", "generator_iterations", *(MODELS if pretrained else ()))
     stage = Stage(settings.run_dir, "weights", decisive, modules=["d3s2.prepare", "d3s2.real_models"],
                   external={"dataset": dataset.fingerprint(), "pretrained": weights_digest(EMBEDDED_WEIGHTS)}
                   | ({"models": real_models.stamp(settings)} if pretrained else {}))

@@ -56,6 +56,8 @@ _SCENES: dict[str, Any] = {
     "proxy_layers": "",
     "network": "scaled-down",
     "backbone_weights": "",
+    "gpus": 1,
+    "out_of_memory": "stop",
 }
 
 # One GPU of 16 GB: images one by one, Swin-S from ImageNet weights at a learning rate scaled to the batch.

@@ -51,11 +51,12 @@ def backbone_path(settings: Settings) -> Path:
     return Path(settings.backbone_weights).expanduser() if settings.backbone_weights else _published(_backbone_address())
 
 
-def training_network(settings: Settings) -> dict[str, str]:
-    """The fields of a `TrainingJob` that say which network is trained."""
+def training_network(settings: Settings) -> dict[str, Any]:
+    """The fields of a `TrainingJob` that say which network is trained, and by how many processes."""
+    shared = {"processes": settings.gpus}
     if settings.network == "scaled-down":
-        return {}
-    return {"network": settings.network, "backbone_weights": str(backbone_path(settings))}
+        return shared
+    return shared | {"network": settings.network, "backbone_weights": str(backbone_path(settings))}
 
 
 def write_notes(settings: Settings, dataset: SegmentationDataset, folder: Path) -> None:

@@ -124,7 +124,7 @@ def _outside_key(settings: config.Settings) -> str:
         for path in sorted(path for path in Path(root).rglob("*") if path.is_file()):
             status = path.stat()
             files.append([path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
-    return artifacts.digest([settings.data_format, files, settings.subset(*config.RUN_WIDE)])
+    return artifacts.digest([settings.data_format, files, settings.subset(*config.MODELS)])
 
 
 def is_current(chapter: Chapter, settings: config.Settings, keys: Mapping[str, str]) -> bool:

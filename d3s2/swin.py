@@ -62,5 +62,3 @@ def _set_schedule(config: Any, job: TrainingJob) -> None:
     optimizer.lr = learning_rate(optimizer.lr, job.batch_size)
     for scheduler in config.param_scheduler:
         scheduler["end"] = job.iterations
-    config.train_cfg = {"type": "IterBasedTrainLoop", "max_iters": job.iterations, "val_interval": job.iterations + 1}
-    config.val_cfg = {"type": "ValLoop"}

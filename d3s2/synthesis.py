@@ -139,12 +139,13 @@ def generate(generator: LayoutGenerator, proxy: ProxySegmenter, targets: Feature
 
 def synthesise(generator: LayoutGenerator, proxy: ProxySegmenter, targets: FeatureTargets, dataset: SegmentationDataset,
                indices: Sequence[int], folder: Path, recipe: Recipe,
-               progress: Callable[[int, int], None] | None = None) -> SegmentationDataset:
+               progress: Callable[[int, int], None] | None = None, out_of_memory: str = "stop") -> SegmentationDataset:
     """Write one image for each selected mask of `dataset` and open the result.
 
     Writes `<folder>/train/{images,labels}/<id>.png`, `classes.csv`, `records/<id>.json` and at the end `card.json`; with
     an `ignore_margin`, `class_losses.json` before (one pass of the proxy over `dataset`). Groups that are complete on
-    disk are kept. `progress(done, total)` is called after each group.
+    disk are kept. `progress(done, total)` is called after each group. out_of_memory: "stop", or "halve": a group that a
+    GPU's memory is too small for is made in two halves, and these in halves, which never changes an image.
     Raises D3S2Error for repeated indices, an empty selection, and a generator made for another number of classes.
     """
     if len(indices) == 0 or len(set(map(int, indices))) != len(indices):
@@ -163,7 +164,7 @@ def synthesise(generator: LayoutGenerator, proxy: ProxySegmenter, targets: Featu
         waiting = [group for group in groups if not all(_is_written(folder, dataset.ids[indices[rank]]) for rank in group)]
         done += sum(map(len, groups)) - sum(map(len, waiting))
         made = clusters.each(_make_group, waiting, indices, generator, proxy, targets, dataset, recipe,
-                             memory.before(groups[0][0]) if waiting else None, limits)
+                             memory.before(groups[0][0]) if waiting else None, limits, out_of_memory)
         for number, images in made:
             for image in images:
                 _write(folder, *image)
@@ -190,16 +191,34 @@ def _is_written(folder: Path, name: str) -> bool:
 
 def _make_group(ranks: Sequence[int], indices: Sequence[int], generator: LayoutGenerator, proxy: ProxySegmenter,
                 targets: FeatureTargets, dataset: SegmentationDataset, recipe: Recipe, memory: SetMemory | None,
-                limits: Tensor | None) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
+                limits: Tensor | None, out_of_memory: str) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
     """For each of these places in the ranking: image uint8[H, W, 3], labels uint8[H, W], record."""
+    try:
+        return _make_at_once(ranks, indices, generator, proxy, targets, dataset, recipe, memory, limits)
+    except torch.OutOfMemoryError as error:
+        if out_of_memory == "stop" or len(ranks) == 1:
+            raise D3S2Error(_what_to_lower(len(ranks))) from error
+    torch.cuda.empty_cache()  # outside of the handler, whose error still holds the tensors
+    halves = ranks[: len(ranks) // 2], ranks[len(ranks) // 2 :]
+    return [image for half in halves for image in _make_group(
+        half, indices, generator, proxy, targets, dataset, recipe, memory, limits, out_of_memory)]
+
+
+def _what_to_lower(images: int) -> str:
+    if images == 1:
+        advice = "a single image: take vae_memory=tiling, jacobian=detach or a smaller image_size"
+    else:
+        advice = f"{images} images at once: lower sampling_batch or set out_of_memory=halve, then take vae_memory=tiling"
+    return f"The GPU's memory is too small for {advice}. What is made is kept."
+
+
+def _make_at_once(ranks: Sequence[int], indices: Sequence[int], generator: LayoutGenerator, proxy: ProxySegmenter,
+                  targets: FeatureTargets, dataset: SegmentationDataset, recipe: Recipe, memory: SetMemory | None,
+                  limits: Tensor | None) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
     device, group = str(proxy.device), [indices[rank] for rank in ranks]
     ids, labels = [dataset.ids[i] for i in group], read_masks(dataset, group, device)
-    try:
-        tries = [to_uint8(generate(generator, proxy, targets, labels, ids, recipe, candidate, memory))
-                 for candidate in range(recipe.candidates)]
-    except torch.OutOfMemoryError as error:
-        raise D3S2Error(f"The GPU's memory is too small for {len(ids)} images at once: lower sampling_batch, then take "
-                        "vae_memory=tiling or jacobian=detach. What is made is kept.") from error
+    tries = [to_uint8(generate(generator, proxy, targets, labels, ids, recipe, candidate, memory))
+             for candidate in range(recipe.candidates)]
     verdicts = [judge(proxy, targets, to_float(pixels, device), labels) for pixels in tries]
     chosen = best(verdicts, recipe.score)
     pixels = np.stack([tries[c][k] for k, c in enumerate(chosen)])

@@ -2,12 +2,13 @@
 
 One training is one process with one core of its own: two multi-threaded trainings on the same cores slow each
 other down many times. A finished training leaves `result.json`, `model.safetensors` and `predictions.npz` in
-its folder and is not repeated; a killed one leaves only logs, and starts again. On one machine the same job
-gives the same bytes.
+its folder and is not repeated; a killed one leaves a checkpoint and goes on from there. On one machine the same
+job gives the same bytes, with or without a break. Several GPUs share one training with `torchrun`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,8 +16,9 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,8 @@ from .processes import bound_environment, end_with_parent
 
 PACKAGE = Path(__file__).parent
 RESULT, WEIGHTS, PREDICTIONS = "result.json", "model.safetensors", "predictions.npz"
-DECIDES = ("mask2former", "mmseg_parts", "mmcv_ops", "swin")  # modules whose source decides the result of a training
+OUT_OF_MEMORY, ERROR = "out_of_memory", "error.txt"  # in logs/, why a training ended: an empty file; a traceback
+DECIDES = ("mask2former", "mmseg_parts", "mmcv_ops", "swin", "training_loop")  # whose source decides a result
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class TrainingJob:
     train_root, val_root: folder-format data; train_ids, val_ids: the images of the split, None = all of them;
     size: (H, W) of the images; device: "cpu" or "cuda"; work_dir: where the results go, which decides
     nothing. network: "scaled-down", or "swin-s" as mmsegmentation ships it, from the backbone_weights (a file).
+    processes: how many, on as many GPUs, share each batch; parts: each takes its share in so many parts, which needs
+    less memory; checkpoint_every: iterations between two checkpoints. These three decide nothing either.
     """
 
     name: str
@@ -57,6 +62,9 @@ class TrainingJob:
     device: str = "cpu"
     network: str = "scaled-down"
     backbone_weights: str = ""
+    processes: int = 1
+    parts: int = 1
+    checkpoint_every: int = 500
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class TrainingResult:
     iterations: int
     seed: int
     key: str
+    processes: int = 1
+    parts: int = 1
     cost: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
@@ -117,7 +127,16 @@ def job_key(job: TrainingJob) -> str:
             f"training {job.name!r}: network {job.network!r} must be 'scaled-down', or 'swin-s' with backbone_weights that are "
             f"there; {job.backbone_weights!r} is no file."
         )
-    elsewhere = ("name", "work_dir", "train_root", "val_root", "backbone_weights")
+    if min(job.processes, job.parts, job.checkpoint_every) < 1 or job.batch_size % (job.processes * job.parts):
+        raise D3S2Error(
+            f"training {job.name!r}: a batch of {job.batch_size} cannot be shared by {job.processes} processes in {job.parts} "
+            "parts each: take a batch_size that both divide."
+        )
+    if job.device == "cuda" and job.processes > 1:
+        _require_gpus(job)
+    # How a batch is shared changes random numbers and rounding, not the experiment: no result is made anew for that.
+    shared = ("processes", "parts", "checkpoint_every")
+    elsewhere = ("name", "work_dir", "train_root", "val_root", "backbone_weights", *shared)
     settings = {name: value for name, value in asdict(job).items() if name not in elsewhere}
     prints = [
         open_split(root, split, ids, job.size).fingerprint()
@@ -132,18 +151,31 @@ def job_key(job: TrainingJob) -> str:
     )
 
 
+def _require_gpus(job: TrainingJob) -> None:
+    import torch
+
+    if torch.cuda.device_count() < job.processes:
+        raise D3S2Error(
+            f"gpus is {job.processes} but PyTorch sees {torch.cuda.device_count()}: set gpus to what `nvidia-smi` lists."
+        )
+
+
 # ------------------------------------------------------------------------------------ one training, in here
-def train(job: TrainingJob) -> TrainingResult:
+def train(job: TrainingJob) -> TrainingResult | None:
     """Train and evaluate in this process with mmengine's Runner; writes the files named in the module's text.
 
+    Goes on from the checkpoint of the same job. Of several processes only the first has a result, the others None.
     Prefer `train_all` in notebooks: the Runner logs hundreds of lines and keeps the threads it finds.
     """
     from . import mask2former  # imports mmseg: some seconds
 
     key, folder, start = job_key(job), Path(job.work_dir), time.perf_counter()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    runner = mask2former.build_runner(job)
+    checkpoint = folder / "logs" / f"checkpoint-{key[:16]}.pt"
+    runner = mask2former.build_runner(job, checkpoint)
     runner.train()  # its loop ends with one evaluation
+    if runner.rank > 0:
+        return None
     metric, progress = runner.val_evaluator.metrics[0], mask2former.progress_hook(runner)
     result = {
         "name": job.name,
@@ -155,6 +187,8 @@ def train(job: TrainingJob) -> TrainingResult:
         "iterations": job.iterations,
         "seed": job.seed,
         "key": key,
+        "processes": job.processes,
+        "parts": job.parts,
     }
     with atomic_path(folder / WEIGHTS) as temporary:
         mask2former.save_weights(runner.model, temporary)
@@ -164,6 +198,8 @@ def train(job: TrainingJob) -> TrainingResult:
         {"seconds": time.perf_counter() - start, "peak_memory_mb": mask2former.peak_memory_mb()},
     )
     write_json(folder / RESULT, result)
+    for path in (folder / "logs").glob("checkpoint-*.pt"):
+        path.unlink()
     return read_result(folder)
 
 
@@ -185,12 +221,15 @@ def train_all(
     parallel: int = 0,
     progress: Callable[[str], None] | None = print,
     reuse: Path | None = None,
+    out_of_memory: str = "stop",
 ) -> list[TrainingResult]:
     """Run trainings side by side, each in a process and on a core of its own; finished ones are only read.
 
     parallel: how many at once, 0 = one per core this process may use (on "cuda": one after the other).
     progress: called with a line when a training starts a new quarter or ends; None for silence.
     reuse: a folder in which results of the same jobs may lie (any depth): they are copied, not trained again.
+    out_of_memory: "stop", or "halve": a training whose batch is too large for the GPU goes on from its checkpoint with
+        the batch in twice as many parts, and so do those that come after it.
     Raises D3S2Error with the end of the log when a training fails; the others are stopped then.
     """
     folders = [Path(job.work_dir).resolve() for job in jobs]
@@ -198,7 +237,8 @@ def train_all(
         raise D3S2Error("two trainings share a work_dir: give each one its own.")
     pinned = hasattr(os, "sched_getaffinity")
     cores = sorted(os.sched_getaffinity(0)) if pinned else [*range(os.cpu_count() or 1)]
-    at_once = min(parallel or len(cores), len(cores)) if all(job.device == "cpu" for job in jobs) else 1
+    one_core = all(job.device == "cpu" and job.processes == 1 for job in jobs)
+    at_once = min(parallel or len(cores), len(cores)) if one_core else 1
     keys = [job_key(job) for job in jobs]  # which also finds bad jobs before any training starts
     if reuse is not None:
         _copy_finished(jobs, keys, reuse)
@@ -209,13 +249,34 @@ def train_all(
             for core in cores[:at_once]:
                 if core not in running and waiting:
                     running[core] = _Child(waiting.pop(0), core, progress)
-            for core in [core for core, child in running.items() if child.is_done()]:
-                running.pop(core)
+            for core, child in list(running.items()):
+                try:
+                    done = child.is_done()
+                except _OutOfMemory:
+                    parts = _more_parts(child.job) if out_of_memory == "halve" else 0
+                    if not parts:
+                        raise
+                    if progress:
+                        progress(f"{child.job.name}: out of memory, goes on with each batch in {parts} parts")
+                    waiting = [replace(job, parts=parts) for job in [child.job, *waiting]]
+                    done = True
+                if done:
+                    running.pop(core)
             time.sleep(0.2)
     finally:
         for child in running.values():
             child.stop()
     return [read_result(folder) for folder in folders]
+
+
+class _OutOfMemory(D3S2Error):
+    """The GPU's memory was too small for a part of a batch."""
+
+
+def _more_parts(job: TrainingJob) -> int:
+    """The next larger number of parts that divides a process's share of the batch; 0 = it is in single images already."""
+    share = job.batch_size // job.processes
+    return next((parts for parts in range(2 * job.parts, share + 1) if share % parts == 0), 0)
 
 
 def _is_finished(job: TrainingJob, key: str) -> bool:
@@ -239,14 +300,15 @@ class _Child:
         self.folder = Path(job.work_dir)
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        (logs / "progress.json").unlink(missing_ok=True)
+        for name in ("progress.json", OUT_OF_MEMORY, ERROR):
+            (logs / name).unlink(missing_ok=True)
         (self.folder / RESULT).unlink(missing_ok=True)
         write_json(logs / "job.json", asdict(job))
         environment = bound_environment() | {"PYTHONWARNINGS": "ignore"}
         if job.device == "cpu":
             environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
         self.log = open(logs / "train.log", "wb")  # noqa: SIM115 - closed when the process has ended
-        command = [sys.executable, "-m", "d3s2.training", str(logs / "job.json"), str(core)]
+        command = [*_command(), str(logs / "job.json"), str(core)]
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])]
         )
@@ -260,6 +322,12 @@ class _Child:
             self._report()
             return False
         self.log.close()
+        if (self.folder / "logs" / OUT_OF_MEMORY).is_file():
+            share = self.job.batch_size // self.job.processes // self.job.parts
+            raise _OutOfMemory(
+                f"training {self.job.name!r}: the GPU's memory is too small for {share} images at once. Lower batch_size (the "
+                "learning rate of swin-s follows), or set out_of_memory=halve. What is finished is kept."
+            )
         if code != 0 or not (self.folder / RESULT).is_file():
             raise D3S2Error(
                 f"training {self.job.name!r} failed (exit code {code}). The end of {self.log.name}:\n{self._tail()}"
@@ -288,19 +356,44 @@ class _Child:
             self.progress(f"{self.job.name}: {done}, loss {state['loss']:.1f}")
 
     def _tail(self, lines: int = 12) -> str:
-        return "\n".join(Path(self.log.name).read_text(errors="replace").splitlines()[-lines:])
+        error = self.folder / "logs" / ERROR
+        source = error if error.is_file() else Path(self.log.name)  # without: killed, or failed before it began
+        return "\n".join(source.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-m", "d3s2.training"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The child: `python -m d3s2.training <job.json> <core>`. Anything that goes wrong ends up in its log."""
+    """The child: `python -m d3s2.training <job.json> <core>`. Anything that goes wrong ends up in its log.
+
+    For a job of several processes it becomes `torchrun`, which starts this command once for each of them.
+    """
+    import torch
+
     end_with_parent()
     settings = read_json(arguments[0])
     for name in ("size", "train_ids", "val_ids"):
         settings[name] = None if settings[name] is None else tuple(settings[name])
     job = TrainingJob(**settings)
-    if job.device == "cpu" and hasattr(os, "sched_setaffinity"):
+    if job.processes > 1 and "LOCAL_RANK" not in os.environ:
+        from torch.distributed import run
+
+        run.main(["--standalone", f"--nproc-per-node={job.processes}", "-m", "d3s2.training", *arguments])
+        return 0
+    if job.device == "cpu" and job.processes == 1 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(arguments[1])})
-    train(job)
+    logs = Path(job.work_dir) / "logs"
+    try:
+        train(job)
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            (logs / OUT_OF_MEMORY).touch()
+        # Of several processes the first to fail tells why; the others only lose it.
+        with contextlib.suppress(FileExistsError), open(logs / ERROR, "x", encoding="utf-8") as file:
+            file.write(traceback.format_exc())
+        raise
     return 0
 
 

@@ -242,18 +242,37 @@ def test_saving_in_half_precision_leaves_the_model_alone(tmp_path):
 
 
 class Greedy(torch.nn.Module):
-    """Asks for more memory than there is, in PyTorch's own words."""
+    """A network for which there is memory for so many images at once, and no more, as PyTorch says it."""
 
-    def forward(self, *_: object) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def __init__(self, unet: torch.nn.Module, most: int):
+        super().__init__()
+        self.inner, self.most, self.config = unet, most, unet.config
+
+    def forward(self, images: torch.Tensor, *rest: object, **named: object) -> object:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.inner(images, *rest, **named)
 
 
 def test_out_of_memory_says_what_to_lower(dataset, parts, tmp_path):
     generator, proxy, targets = parts
-    greedy = LayoutGenerator(Greedy(), generator.scheduler)
-    greedy.unet.config = generator.unet.config
-    with pytest.raises(D3S2Error, match="for 2 images at once: lower sampling_batch"):
-        synthesise(greedy, proxy, targets, dataset, [0, 1], tmp_path, RECIPE)
+    greedy = LayoutGenerator(Greedy(generator.unet, 0), generator.scheduler)
+    said = {"stop": "for 2 images at once: lower sampling_batch", "halve": "for a single image: take vae_memory"}
+    for choice, words in said.items():
+        with pytest.raises(D3S2Error, match=words):
+            synthesise(greedy, proxy, targets, dataset, [0, 1], tmp_path, RECIPE, out_of_memory=choice)
+
+
+def test_halved_groups_make_the_same_files(dataset, parts, tmp_path):
+    generator, proxy, targets = parts
+    greedy = LayoutGenerator(Greedy(generator.unet, 4), generator.scheduler)  # two and three are padded to four
+    recipe = replace(RECIPE, group=5)
+    synthesise(generator, proxy, targets, dataset, range(5), tmp_path / "whole", recipe)
+    synthesise(greedy, proxy, targets, dataset, range(5), tmp_path / "halved", recipe, out_of_memory="halve")
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file())
+    assert len(files) == 3 * 5 + 2
+    for file in files:
+        assert (tmp_path / "halved" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_the_training_command_says_what_is_wrong_in_a_sentence(tmp_path, capsys):
