@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,17 +44,19 @@ BOTH = {"segmentation": 0.1, "feature": 0.1}
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to get a training set. recipe: None = the masks' own real images; masks: "greedy" or "random"."""
+    """One way to get a training set. recipe: None = the masks' own real images; masks: "greedy" or "random"; images: made of
+    each mask, from different noise."""
 
     says: str
     recipe: Recipe | None = None
     masks: str = "greedy"
+    images: int = 1
 
 
 def _steered(says: str, scales: Mapping[str, float] = BOTH, *, masks: str = "greedy", steps: int = 50,
-             candidates: int = 1, losses: LossOptions | None = None, **guidance: object) -> Arm:
+             candidates: int = 1, losses: LossOptions | None = None, images: int = 1, **guidance: object) -> Arm:
     return Arm(says, Recipe(steps=steps, guidance=Guidance(scales, **guidance), candidates=candidates,
-                            losses=losses or LossOptions()), masks)
+                            losses=losses or LossOptions()), masks, images)
 
 
 ARMS: dict[str, Arm] = {
@@ -76,6 +79,8 @@ ARMS: dict[str, Arm] = {
     "25 steps": _steered("both, 25 steps", steps=25),
     "100 steps": _steered("both, 100 steps", steps=100),
     "best of 4": _steered("both, the best of four tries a mask", candidates=4),
+    "d3s2 x 4": _steered("both, four images of each mask: a set four times as large", images=4),
+    "unguided x 4": _steered("without guidance, four images of each mask", {}, images=4),
     "random masks": _steered("both, for randomly drawn masks", masks="random"),
 }
 
@@ -149,8 +154,13 @@ class Workshop:
 
     def distil(self, name: str, distillation: int) -> Path:
         """The folder of an arm's generated set, made on first use, with its cost beside it."""
+        folders = [self._paint(name, distillation, copy) for copy in range(ARMS[name].images)]
+        return folders[0] if len(folders) == 1 else join_sets(folders, folders[0].with_name(folders[0].name + "-joined"))
+
+    def _paint(self, name: str, distillation: int, copy: int) -> Path:
+        """One image of each of the arm's masks; every copy from noise of its own."""
         arm = ARMS[name]
-        recipe, masks = replace(arm.recipe, seed=distillation), self.masks(arm, distillation)
+        recipe, masks = replace(arm.recipe, seed=distillation + 1000 * copy), self.masks(arm, distillation)
         decides = {"recipe": asdict(recipe), "masks": masks.tolist(), "code": code_version("synthesis"),
                    "weights": weights_digest(config.weights_folder(self.settings))}
         folder = self.work / "sets" / f"{name.replace(' ', '-')}-{distillation}-{digest(decides)[:8]}"
@@ -172,6 +182,19 @@ class Workshop:
             str(self.work / "training" / f"{name.replace(' ', '-')}-{seed}"), ids, self.val.ids,
             iterations=self.settings.iterations, batch_size=self.settings.batch_size, seed=seed,
             size=self.train.read_image(0).shape[:2])
+
+
+def join_sets(folders: Sequence[Path], joined: Path) -> Path:
+    """One set of all the images of several sets of the same masks, in `joined`; the ids end with the number of their set."""
+    for number, folder in enumerate(folders):
+        for file in sorted(folder.glob("train/*/*.png")):
+            target = joined / file.relative_to(folder).with_stem(f"{file.stem}-{number}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    shutil.copyfile(folders[0] / "classes.csv", joined / "classes.csv")
+    seconds = [read_json(folder / "cost.json")["seconds_an_image"] for folder in folders]
+    write_json(joined / "cost.json", {"seconds_an_image": round(float(np.mean(seconds)), 3)})
+    return joined
 
 
 def measure(work: Path, out: Path, arms: Sequence[str], seeds: int, distillations: int, settings: config.Settings) -> None:

@@ -39,7 +39,8 @@ from .data.base import IGNORE
 from .training import open_split
 
 mmcv_ops.speed_up()
-warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's call, torch's plan: nothing to do here
+for words in ("torch.meshgrid", "Default ``avg_non_ignore``"):  # mmdet's and mmseg's own calls: nothing to do here
+    warnings.filterwarnings("ignore", message=words)
 
 KEEP_BYTES = 256 * 2**20
 """A training set up to this size is kept in memory once it has been read."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from d3s2 import ablation, config
 from d3s2.ablation import ARMS, Workshop, measure, paired_difference, read_scores, table
+from d3s2.artifacts import read_json
 from d3s2.errors import D3S2Error
 
 SCORES = st.dictionaries(st.integers(0, 9), st.floats(0, 100), min_size=2)
@@ -85,6 +86,20 @@ def test_a_measurement_distils_trains_writes_and_does_nothing_twice(settings, tm
     assert read_scores(out)[2] == facts
     with pytest.raises(D3S2Error, match="measured with iterations 2, now it is 3"):
         measure(work, out, ["random"], 1, 1, replace(settings, iterations=3))
+
+
+@pytest.mark.notebooks  # it trains
+def test_several_images_a_mask_become_one_set(settings, tmp_path, monkeypatch):
+    arm = replace(ARMS["d3s2 x 4"], images=2, recipe=replace(ARMS["d3s2 x 4"].recipe, steps=2))
+    monkeypatch.setitem(ARMS, "d3s2 x 4", arm)
+    measure(tmp_path / "work", tmp_path / "out.csv", ["d3s2 x 4"], 1, 1, settings)
+    joined, = (tmp_path / "work" / "sets").glob("*-joined")
+    images = {path.stem: path.read_bytes() for path in (joined / "train" / "images").iterdir()}
+    labels = {path.stem: path.read_bytes() for path in (joined / "train" / "labels").iterdir()}
+    assert len(set(images.values())) == 8 and len(set(labels.values())) == 4 and set(images) == set(labels)
+    assert {name[:-2] for name in images if labels[name] == labels[min(labels)]} == {min(labels)[:-2]}
+    result, = (tmp_path / "work" / "training").glob("*/result.json")
+    assert read_json(result)["train_images"] == 8
 
 
 def test_arms_that_promise_the_same_masks_have_them(settings, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from d3s2 import diffusion_memory
 from d3s2.diffusion_memory import TEXT_ENCODER_WEIGHTS, LiveBytes, true_size_model
 from d3s2.stable_diffusion import ControlledUNet
 
@@ -27,6 +28,18 @@ def test_a_saved_activation_is_alive_until_the_gradient_is_taken():
         assert live.peak == 2 * 4000
         torch.autograd.grad(y.sum(), x)
     assert live.peak > 2 * 4000
+
+
+def test_a_step_that_is_really_taken_needs_at_least_what_is_counted(monkeypatch):
+    small = {"sample_size": 8, "cross_attention_dim": 768, "block_out_channels": (32, 64, 64, 64), "attention_head_dim": 8}
+    monkeypatch.setattr(diffusion_memory, "UNET", small)
+    monkeypatch.setattr(diffusion_memory, "CONTROLNET", {name: small[name] for name in diffusion_memory.CONTROLNET})
+    monkeypatch.setattr(diffusion_memory, "VAE", diffusion_memory.VAE | {"block_out_channels": (32, 32, 32, 32)})
+    for precision, jacobian in (("float32", "full"), ("bfloat16", "detach")):
+        case = (precision, jacobian, True, "slicing", 64, 1)
+        weights, counted = diffusion_memory.peak(*case)
+        seconds, measured = diffusion_memory.measure(*case)
+        assert 0 < weights < counted < measured and seconds > 0
 
 
 def test_the_networks_have_stable_diffusions_published_sizes():
