@@ -1,10 +1,11 @@
 # make run    everything, from nothing: sets up on first use, executes notebooks 00 to 04, prints the result table
 # make test   sets up on first use, then all tests, the notebooks included
+# make unit   the tests that start no processes and no notebooks, under two minutes
 # make lab    JupyterLab on the notebooks
 # make lint   ruff over the code and the notebooks
 # make clean  removes the virtual environment and caches; runs/ and data/ stay
 
-.PHONY: run test lab lint clean setup
+.PHONY: run test unit lab lint clean setup
 export PYTHON
 
 run: setup
@@ -12,6 +13,9 @@ run: setup
 
 test: setup
 	@.venv/bin/python -m pytest $(ARGS)
+
+unit: setup
+	@.venv/bin/python -m pytest -m "not notebooks and not processes" $(ARGS)
 
 lab: setup
 	@.venv/bin/python -m jupyterlab --notebook-dir=notebooks $(ARGS)

@@ -90,6 +90,7 @@ def test_hooks_use_what_the_project_has_pinned() -> None:
     assert re.search(r"^ruff==", (ROOT / "requirements.in").read_text(), re.MULTILINE)
 
 
+@pytest.mark.processes
 def test_the_notebook_hook_checks_every_notebook() -> None:
     entry = shlex.split(hooks()["notebooks"]["entry"])[1:]
     done = subprocess.run([sys.executable, *entry], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -24,6 +24,8 @@ from d3s2.data import open_dataset
 from d3s2.errors import D3S2Error
 from d3s2.statistics import count_pixels, feature_statistics
 
+pytestmark = pytest.mark.processes
+
 
 class Cluster:
     """A scheduler and workers as separate processes, as on a real cluster."""

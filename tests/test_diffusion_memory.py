@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -30,6 +31,7 @@ def test_a_saved_activation_is_alive_until_the_gradient_is_taken():
     assert live.peak > 2 * 4000
 
 
+@pytest.mark.processes
 def test_a_step_that_is_really_taken_needs_at_least_what_is_counted(monkeypatch):
     small = {"sample_size": 8, "cross_attention_dim": 768, "block_out_channels": (32, 64, 64, 64), "attention_head_dim": 8}
     monkeypatch.setattr(diffusion_memory, "UNET", small)

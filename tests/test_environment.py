@@ -74,6 +74,7 @@ def test_check_names_what_is_missing(tmp_path: Path) -> None:
     assert any(text.startswith("mmsegmentation imports") and ok for text, ok in found.items())
 
 
+@pytest.mark.processes
 def test_check_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "d3s2.cli", "check", "--run-dir", str(tmp_path), "-p", "data_format=folder",

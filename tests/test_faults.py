@@ -23,6 +23,8 @@ from smoke_run import CELL_TIMEOUT, SmokeRun
 from d3s2 import artifacts, runner
 from d3s2.errors import D3S2Error
 
+pytestmark = pytest.mark.processes
+
 STAGES = ("statistics", "selection", "distilled", "training", "report")
 KILLS = 20 if os.environ.get("D3S2_THOROUGH") == "1" else 3
 SEED = 20260525

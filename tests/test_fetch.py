@@ -228,6 +228,7 @@ def test_damaged_archives_are_a_sentence(tmp_path: Path) -> None:
             fetch.unpack(tmp_path / name, tmp_path / "out" / name)
 
 
+@pytest.mark.processes
 def test_the_command(server: Server, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "d3s2.cli", "fetch", *words], capture_output=True, text=True, check=False)

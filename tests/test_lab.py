@@ -55,6 +55,7 @@ def status(url: str, seconds: float = 30) -> int:
             time.sleep(0.2)
 
 
+@pytest.mark.processes
 def test_a_server_on_all_addresses_asks_for_its_token(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != lab.TOKEN}
     environment |= {"D3S2_HOME": str(tmp_path), "HOME": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)}

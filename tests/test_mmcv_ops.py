@@ -83,6 +83,7 @@ def test_the_stand_in_has_a_spec_and_installs_once():
     assert importlib.util.find_spec(mmcv_ops.NAME) is not None
 
 
+@pytest.mark.processes
 def test_a_fresh_process_imports_mmseg_and_mmdet():
     code = "from d3s2 import mmcv_ops; mmcv_ops.install(); import mmcv.ops, mmdet.models, mmseg.models"
     done = subprocess.run(

@@ -68,6 +68,7 @@ def test_a_full_disk_is_a_sentence(checkout: Path) -> None:
     assert "100 MB are free" in done.stderr and not (checkout / ".venv").exists()
 
 
+@pytest.mark.processes
 def test_an_unreachable_index_is_a_sentence(checkout: Path) -> None:
     nowhere = {
         "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0",

@@ -14,6 +14,8 @@ import pytest
 
 from d3s2 import processes
 
+pytestmark = pytest.mark.processes
+
 CHILD = """
 import sys, time
 time.sleep(float(sys.argv[2]))

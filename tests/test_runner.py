@@ -19,6 +19,8 @@ from d3s2 import artifacts, chapters, config, runner
 from d3s2.errors import D3S2Error
 from d3s2.runner import Plan
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def sequence(tmp_path: Path) -> Sequence:

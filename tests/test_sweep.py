@@ -24,6 +24,8 @@ from notebook_maker import PARAMETERS, stage_cell, write_notebook
 from d3s2 import sweep, sweep_report
 from d3s2.errors import D3S2Error
 
+pytestmark = pytest.mark.processes
+
 RESULTS = """
 from pathlib import Path
 score = 40 + 100 * settings.beta + settings.seed ** 2

@@ -22,6 +22,8 @@ from d3s2.data.formats import write_classes
 from d3s2.errors import D3S2Error
 from d3s2.training import TrainingJob
 
+pytestmark = pytest.mark.processes
+
 CLASSES = 4
 
 

@@ -20,6 +20,8 @@ from test_training import make_job, wait_for, write_data
 from d3s2 import training, training_loop
 from d3s2.errors import D3S2Error
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
