@@ -65,6 +65,14 @@ def pick_device(choice: str = "auto") -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if choice == "auto" else choice
 
 
+def require_gpus(count: int) -> None:
+    """Raise D3S2Error when PyTorch sees fewer than `count` GPUs."""
+    import torch
+
+    if torch.cuda.device_count() < count:
+        raise D3S2Error(f"gpus is {count} but PyTorch sees {torch.cuda.device_count()}: set gpus to what `nvidia-smi` lists.")
+
+
 def device_name(choice: str = "auto") -> str:
     """The device in words, e.g. "CPU, 4 cores" or the GPU's name."""
     if pick_device(choice) == "cuda":
@@ -135,6 +143,8 @@ def check(settings: config.Settings) -> Iterator[Check]:
     yield from _check_versions()
     yield _check_mmseg()
     try:
+        if pick_device(settings.device) == "cuda":
+            require_gpus(settings.gpus)
         yield Check(True, f"device: {device_name(settings.device)}")
     except D3S2Error as error:
         yield Check(False, str(error))

@@ -26,6 +26,7 @@ import numpy as np
 from .artifacts import atomic_path, digest, read_json, sha256, write_json, write_npz
 from .data.base import SegmentationDataset
 from .data.formats import open_dataset
+from .environment import require_gpus
 from .errors import D3S2Error
 from .processes import bound_environment, end_with_parent
 
@@ -133,7 +134,7 @@ def job_key(job: TrainingJob) -> str:
             "parts each: take a batch_size that both divide."
         )
     if job.device == "cuda" and job.processes > 1:
-        _require_gpus(job)
+        require_gpus(job.processes)
     # How a batch is shared changes random numbers and rounding, not the experiment: no result is made anew for that.
     shared = ("processes", "parts", "checkpoint_every")
     elsewhere = ("name", "work_dir", "train_root", "val_root", "backbone_weights", *shared)
@@ -149,15 +150,6 @@ def job_key(job: TrainingJob) -> str:
     return digest(
         {"job": settings, "data": prints + weights, "code": [sha256(PACKAGE / f"{name}.py") for name in DECIDES]}
     )
-
-
-def _require_gpus(job: TrainingJob) -> None:
-    import torch
-
-    if torch.cuda.device_count() < job.processes:
-        raise D3S2Error(
-            f"gpus is {job.processes} but PyTorch sees {torch.cuda.device_count()}: set gpus to what `nvidia-smi` lists."
-        )
 
 
 # ------------------------------------------------------------------------------------ one training, in here
@@ -193,10 +185,9 @@ def train(job: TrainingJob) -> TrainingResult | None:
     with atomic_path(folder / WEIGHTS) as temporary:
         mask2former.save_weights(runner.model, temporary)
     write_npz(folder / PREDICTIONS, labels=np.stack(metric.predictions))
-    write_json(
-        folder / "logs" / "cost.json",
-        {"seconds": time.perf_counter() - start, "peak_memory_mb": mask2former.peak_memory_mb()},
-    )
+    seconds = runner.train_loop.seconds_before + time.perf_counter() - start
+    cost = {"seconds": seconds, "peak_memory_mb": mask2former.peak_memory_mb()}
+    write_json(folder / "logs" / "cost.json", cost)
     write_json(folder / RESULT, result)
     for path in (folder / "logs").glob("checkpoint-*.pt"):
         path.unlink()

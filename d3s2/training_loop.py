@@ -6,14 +6,18 @@ that finds one goes on from there; in one process on the CPU, its result has the
 
 from __future__ import annotations
 
+import logging
 import random
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import get_dist_info, is_main_process
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from mmseg.registry import LOOPS
@@ -28,11 +32,13 @@ class TrainLoop(IterBasedTrainLoop):
 
     checkpoint: the file to write, and to go on from where it is there; "" for neither. every: iterations between two.
     parts: a batch goes through the network in so many parts, one after the other, whose gradients are averaged.
+    seconds_before: how long the training ran before the break, 0 without one.
     """
 
     def __init__(self, *arguments: Any, checkpoint: str = "", every: int = 500, parts: int = 1, **more: Any):
         super().__init__(*arguments, **more)
         self.checkpoint, self.every, self.parts = Path(checkpoint) if checkpoint else None, every, parts
+        self.seconds_before, self._began = 0.0, time.perf_counter()
 
     def run(self) -> torch.nn.Module:
         """Train to the end, and evaluate."""
@@ -71,7 +77,8 @@ class TrainLoop(IterBasedTrainLoop):
         runner = self.runner
         with atomic_path(self.checkpoint) as partial:
             torch.save({
-                "iteration": self._iter, "model": bare(runner.model).state_dict(),
+                "iteration": self._iter, "seconds": self.seconds_before + time.perf_counter() - self._began,
+                "model": bare(runner.model).state_dict(),
                 "optimizer": runner.optim_wrapper.state_dict(),
                 # One schedule keeps a method of its own among the numbers: that is no state.
                 "schedules": [{name: value for name, value in schedule.state_dict().items() if not callable(value)}
@@ -79,12 +86,16 @@ class TrainLoop(IterBasedTrainLoop):
                 "progress": _progress(runner).state(), "random": random_state()}, partial)
 
     def _restore(self) -> dict[str, Any] | None:
-        """Everything but the random states, which are returned with the rest."""
+        """Everything but the random states, which are returned with the rest; None = there is nothing to go on from."""
         if self.checkpoint is None or not self.checkpoint.is_file():
             return None
         runner = self.runner
-        kept = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        self._iter = kept["iteration"]
+        try:
+            kept = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            print_log(f"{self.checkpoint} cannot be read ({error}): the training begins anew", "current", logging.WARNING)
+            return None
+        self._iter, self.seconds_before = kept["iteration"], kept["seconds"]
         bare(runner.model).load_state_dict(kept["model"])
         runner.optim_wrapper.load_state_dict(kept["optimizer"])
         for schedule, state in zip(runner.param_schedulers, kept["schedules"], strict=True):

@@ -134,24 +134,30 @@ def test_parts_give_the_step_of_the_whole_batch(tmp_path, parts):
     assert not torch.equal(weights[0], start_of_mean())
 
 
+def test_a_damaged_checkpoint_is_not_taken(tmp_path):
+    (tmp_path / "half.pt").write_bytes(b"PK\x03\x04 and no more")
+    whole, anew = (trained_mean(tmp_path / str(n), checkpoint=c) for n, c in enumerate(("", str(tmp_path / "half.pt"))))
+    assert torch.equal(whole, anew)
+
+
 def start_of_mean() -> torch.Tensor:
     torch.manual_seed(0)
     return Mean().line.weight.detach()
 
 
-def trained_mean(folder: Path, parts: int) -> torch.Tensor:
+def trained_mean(folder: Path, parts: int = 1, checkpoint: str = "") -> torch.Tensor:
     torch.manual_seed(0)
     model = Mean()
     numbers = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
     samples = [{"inputs": row[:3], "data_samples": row[3:]} for row in numbers]
-    loop = {"type": "D3S2TrainLoop", "max_iters": 5, "parts": parts}
+    loop = {"type": "D3S2TrainLoop", "max_iters": 5, "parts": parts, "checkpoint": checkpoint}
     loader = {"batch_size": 4, "dataset": samples, "sampler": {"type": "InfiniteSampler", "seed": 0},
               "collate_fn": {"type": "pseudo_collate"}}
     wrapper = {"optimizer": {"type": "AdamW", "lr": 0.1}, "accumulative_counts": parts}
     runner = Runner(model, str(folder), loader, train_cfg=loop, optim_wrapper=wrapper, default_scope="mmseg",
                     val_dataloader=loader | {"batch_size": 1, "sampler": {"type": "DefaultSampler", "shuffle": False}},
                     val_cfg={"type": "ValLoop"}, val_evaluator={"type": "D3S2IoU"}, default_hooks={"logger": None},
-                    experiment_name=f"parts{parts}", param_scheduler=None)
+                    experiment_name=str(folder), param_scheduler=None)
     runner.val_loop.run = lambda: None
     runner.train()
     return model.line.weight.detach()
