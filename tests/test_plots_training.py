@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
 from d3s2 import curve, plots_training
@@ -45,6 +47,14 @@ def test_every_training_has_a_dot_and_every_set_a_mean():
 )
 def test_figures_are_drawn(figure):
     assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12).map(sorted), st.floats(0, 0.08))
+def test_names_keep_their_distance_and_their_order(places, gap):
+    moved = plots_training.spread_out(places, gap)
+    assert (np.diff(moved) >= gap - 1e-9).all() and moved.min() >= 0 and moved.max() <= 1 + 1e-9
+    if len(places) == 1 or np.diff(places).min() >= gap:
+        np.testing.assert_allclose(moved, np.minimum(places, 1 - gap * np.arange(len(places))[::-1]), atol=1e-12)
 
 
 def test_the_committed_curve_rises_and_names_its_command():
