@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -92,7 +91,7 @@ class TrainLoop(IterBasedTrainLoop):
         runner = self.runner
         try:
             kept = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, there is nothing to go on from
             print_log(f"{self.checkpoint} cannot be read ({error}): the training begins anew", "current", logging.WARNING)
             return None
         self._iter, self.seconds_before = kept["iteration"], kept["seconds"]
