@@ -53,6 +53,23 @@ def ordered(function: Callable[..., Any], items: Sequence[Any], *shared: Any, sc
             following += 1
 
 
+def own_core() -> int | None:
+    """In a worker of the scheduler "local": the core that is this worker's alone; anywhere else None.
+
+    Side by side, processes that each take all cores stall one another many times over.
+    """
+    from distributed import get_worker
+
+    try:
+        number = get_worker().name
+    except ValueError:
+        return None  # not in a worker
+    if not isinstance(number, int) or not hasattr(os, "sched_getaffinity"):  # a number: as LocalCluster counts its workers
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[number % len(cores)]
+
+
 def _on_dask(function: Callable[..., Any], items: Sequence[Any], shared: Sequence[Any], where: str) -> Iterator[tuple[int, Any]]:
     from distributed import KilledWorker, as_completed
 

@@ -6,6 +6,7 @@ how every run ended; `table.csv` and `table.md`; `report.html`. The same command
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -135,14 +136,18 @@ def run_one(job: Job) -> Outcome:
         command += ["-p", f"{name}={value}"] if name not in ("profile", "run_dir") else []
     command += ["--notebooks", job.notebooks] if job.notebooks else []
     with open(run_dir / LOG, "wb") as log:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False,
+        run = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             env=bound_environment() | {clusters.SCHEDULER: ""},
         )  # fmt: skip
+        core = clusters.own_core()
+        if core is not None:
+            os.sched_setaffinity(run.pid, {core})  # which all that it starts inherits
+        code = run.wait()
     seconds = round(time.perf_counter() - started, 1)
-    if done.returncode == 0:
+    if code == 0:
         return Outcome(FINISHED, seconds)
-    return Outcome(FAILED, seconds, _reason(run_dir / LOG) or f"exit code {done.returncode}")
+    return Outcome(FAILED, seconds, _reason(run_dir / LOG) or f"exit code {code}")
 
 
 def _reason(log: Path) -> str:

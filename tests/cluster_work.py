@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+from d3s2 import clusters
 from d3s2.errors import D3S2Error
 
 
@@ -21,3 +22,8 @@ def slow_then_write(item: int, folder: Path) -> int:
 
 def refuse(item: int) -> int:
     raise D3S2Error(f"item {item} is no good: take another.")
+
+
+def core(item: int) -> tuple[int | None, int]:
+    time.sleep(0.3)  # so that every worker gets an item
+    return clusters.own_core(), os.getpid()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ import torch
 from cluster_work import power, refuse, slow_then_write
 from small_scenes import small_scenes
 
-from d3s2 import clusters
+from d3s2 import clusters, environment
 from d3s2.data import open_dataset
 from d3s2.errors import D3S2Error
 from d3s2.statistics import count_pixels, feature_statistics
@@ -203,3 +204,20 @@ if __name__ == "__main__":
     count_pixels(open_dataset("folder", scenes, "train")).save(tmp_path / "alone.npz")
     assert (tmp_path / "alone.npz").read_bytes() == (tmp_path / "counts.npz").read_bytes()
     assert np.load(tmp_path / "alone.npz", allow_pickle=False)["valid"].shape == (150,)
+
+
+def test_local_workers_have_a_core_each_and_nobody_else_has(tmp_path: Path) -> None:
+    """A run that a worker starts is bound to its core: on shared ones, runs that each take all cores stall one another."""
+    (tmp_path / "script.py").write_text("""
+from cluster_work import core
+from d3s2 import clusters, environment
+if __name__ == "__main__":
+    print([found for _, found in clusters.each(core, range(16), scheduler="local")], flush=True)
+""")
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], env=os.environ | {"PYTHONPATH": path},
+                          capture_output=True, text=True, check=True)
+    found = dict(reversed(pair) for pair in ast.literal_eval(done.stdout))
+    assert len(found) == len(set(found.values())) <= environment.cores()
+    assert set(found.values()) <= os.sched_getaffinity(0)
+    assert clusters.own_core() is None
