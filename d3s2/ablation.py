@@ -185,7 +185,11 @@ class Workshop:
 
 
 def join_sets(folders: Sequence[Path], joined: Path) -> Path:
-    """One set of all the images of several sets of the same masks, in `joined`; the ids end with the number of their set."""
+    """One set of all the images of several sets of the same masks, in `joined`, made on first use; the ids end with the
+    number of their set.
+    """
+    if (joined / "cost.json").is_file():  # written last
+        return joined
     for number, folder in enumerate(folders):
         for file in sorted(folder.glob("train/*/*.png")):
             target = joined / file.relative_to(folder).with_stem(f"{file.stem}-{number}")
