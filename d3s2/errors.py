@@ -1,4 +1,4 @@
-"""The one exception that is meant for the reader's eyes."""
+"""The one exception that is meant for the reader's eyes, and a sentence that two chapters say."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ def exit_code(work: Callable[[], object]) -> int:
         print(f"d3s2: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def what_to_lower(images: int, batch: str, more: str) -> str:
+    """The sentence for a GPU whose memory is too small for so many images at once.
+
+    batch: the parameter that says how many; more: what else helps, also for a single image.
+    """
+    several = f"{images} images at once: lower {batch} or set out_of_memory=halve, then take"
+    return f"The GPU's memory is too small for {several if images > 1 else 'a single image: take'} {more}. What is finished is kept."

@@ -23,7 +23,7 @@ from .artifacts import atomic_path, read_json, write_json
 from .data import SegmentationDataset, open_dataset
 from .data.base import IGNORE
 from .data.formats import write_classes
-from .errors import D3S2Error
+from .errors import D3S2Error, what_to_lower
 from .generators import LayoutGenerator, class_sets, pad_batch
 from .guidance import Guidance, Losses, NoiseStream, finish, sample
 from .losses import ClassAreas, FeatureTargets, SetMemory, feature_matching, pixel_losses, segmentation_consistency
@@ -163,8 +163,8 @@ def synthesise(generator: LayoutGenerator, proxy: ProxySegmenter, targets: Featu
     for groups in _blocks(len(indices), recipe):
         waiting = [group for group in groups if not all(_is_written(folder, dataset.ids[indices[rank]]) for rank in group)]
         done += sum(map(len, groups)) - sum(map(len, waiting))
-        made = clusters.each(_make_group, waiting, indices, generator, proxy, targets, dataset, recipe,
-                             memory.before(groups[0][0]) if waiting else None, limits, out_of_memory)
+        made = clusters.each(_make_group, waiting, out_of_memory, indices, generator, proxy, targets, dataset, recipe,
+                             memory.before(groups[0][0]) if waiting else None, limits)
         for number, images in made:
             for image in images:
                 _write(folder, *image)
@@ -189,32 +189,22 @@ def _is_written(folder: Path, name: str) -> bool:
     return (folder / "records" / f"{name}.json").is_file()
 
 
-def _make_group(ranks: Sequence[int], indices: Sequence[int], generator: LayoutGenerator, proxy: ProxySegmenter,
-                targets: FeatureTargets, dataset: SegmentationDataset, recipe: Recipe, memory: SetMemory | None,
-                limits: Tensor | None, out_of_memory: str) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
-    """For each of these places in the ranking: image uint8[H, W, 3], labels uint8[H, W], record."""
+def _make_group(ranks: Sequence[int], out_of_memory: str, *parts: Any) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
+    """`_make_at_once(ranks, *parts)`, or in halves where the GPU's memory is too small for that."""
     try:
-        return _make_at_once(ranks, indices, generator, proxy, targets, dataset, recipe, memory, limits)
+        return _make_at_once(ranks, *parts)
     except torch.OutOfMemoryError as error:
         if out_of_memory == "stop" or len(ranks) == 1:
-            raise D3S2Error(_what_to_lower(len(ranks))) from error
+            raise D3S2Error(what_to_lower(len(ranks), "sampling_batch", "vae_memory=tiling or jacobian=detach")) from error
     torch.cuda.empty_cache()  # outside of the handler, whose error still holds the tensors
     halves = ranks[: len(ranks) // 2], ranks[len(ranks) // 2 :]
-    return [image for half in halves for image in _make_group(
-        half, indices, generator, proxy, targets, dataset, recipe, memory, limits, out_of_memory)]
-
-
-def _what_to_lower(images: int) -> str:
-    if images == 1:
-        advice = "a single image: take vae_memory=tiling, jacobian=detach or a smaller image_size"
-    else:
-        advice = f"{images} images at once: lower sampling_batch or set out_of_memory=halve, then take vae_memory=tiling"
-    return f"The GPU's memory is too small for {advice}. What is made is kept."
+    return [image for half in halves for image in _make_group(half, out_of_memory, *parts)]
 
 
 def _make_at_once(ranks: Sequence[int], indices: Sequence[int], generator: LayoutGenerator, proxy: ProxySegmenter,
                   targets: FeatureTargets, dataset: SegmentationDataset, recipe: Recipe, memory: SetMemory | None,
                   limits: Tensor | None) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
+    """For each of these places in the ranking: image uint8[H, W, 3], labels uint8[H, W], record."""
     device, group = str(proxy.device), [indices[rank] for rank in ranks]
     ids, labels = [dataset.ids[i] for i in group], read_masks(dataset, group, device)
     tries = [to_uint8(generate(generator, proxy, targets, labels, ids, recipe, candidate, memory))

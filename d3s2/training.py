@@ -27,7 +27,7 @@ from .artifacts import atomic_path, digest, read_json, sha256, write_json, write
 from .data.base import SegmentationDataset
 from .data.formats import open_dataset
 from .environment import require_gpus
-from .errors import D3S2Error
+from .errors import D3S2Error, what_to_lower
 from .processes import bound_environment, end_with_parent
 
 PACKAGE = Path(__file__).parent
@@ -315,10 +315,7 @@ class _Child:
         self.log.close()
         if (self.folder / "logs" / OUT_OF_MEMORY).is_file():
             share = self.job.batch_size // self.job.processes // self.job.parts
-            raise _OutOfMemory(
-                f"training {self.job.name!r}: the GPU's memory is too small for {share} images at once. Lower batch_size (the "
-                "learning rate of swin-s follows), or set out_of_memory=halve. What is finished is kept."
-            )
+            raise _OutOfMemory(f"training {self.job.name!r}: {what_to_lower(share, 'batch_size', 'a smaller image_size')}")
         if code != 0 or not (self.folder / RESULT).is_file():
             raise D3S2Error(
                 f"training {self.job.name!r} failed (exit code {code}). The end of {self.log.name}:\n{self._tail()}"
