@@ -210,7 +210,7 @@ def test_local_workers_have_a_core_each_and_nobody_else_has(tmp_path: Path) -> N
     """A run that a worker starts is bound to its core: on shared ones, runs that each take all cores stall one another."""
     (tmp_path / "script.py").write_text("""
 from cluster_work import core
-from d3s2 import clusters, environment
+from d3s2 import clusters
 if __name__ == "__main__":
     print([found for _, found in clusters.each(core, range(16), scheduler="local")], flush=True)
 """)
