@@ -30,4 +30,5 @@ def what_to_lower(images: int, batch: str, more: str) -> str:
     batch: the parameter that says how many; more: what else helps, also for a single image.
     """
     several = f"{images} images at once: lower {batch} or set out_of_memory=halve, then take"
-    return f"The GPU's memory is too small for {several if images > 1 else 'a single image: take'} {more}. What is finished is kept."
+    case = several if images > 1 else "a single image: take"
+    return f"The GPU's memory is too small for {case} {more}. What is finished is kept."
