@@ -46,12 +46,16 @@ def write_data(root: Path, split: str, count: int, size: tuple[int, int], seed: 
         Image.fromarray(labels).save(root / split / "labels" / f"{index}.png")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
+def write_splits(root: Path) -> Path:
+    """Six rectangles to train on, three to validate."""
     write_data(root, "train", 6, (32, 48), 0)
     write_data(root, "val", 3, (32, 48), 1)
     return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_splits(tmp_path_factory.mktemp("data"))
 
 
 def make_job(data: Path, work: Path, **changes) -> TrainingJob:

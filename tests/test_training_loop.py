@@ -15,7 +15,7 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from test_training import make_job, wait_for, write_data
+from test_training import make_job, wait_for, write_data, write_splits
 
 from d3s2 import training, training_loop
 from d3s2.errors import D3S2Error
@@ -25,10 +25,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_data(root, "train", 6, (32, 48), 0)
-    write_data(root, "val", 3, (32, 48), 1)
-    return root
+    return write_splits(tmp_path_factory.mktemp("data"))
 
 
 def kill_after_checkpoint(job: training.TrainingJob) -> None:
