@@ -1,15 +1,15 @@
 """Chapter 02: class-balanced mask selection.
 
-The D3S2 abstract fixes three things: the selection is greedy, it puts under-represented classes first, and it
-yields real masks. The objective is our choice. With a_ic in [0, 1], how present class c is in mask i, and
-n_c(S) = sum of a_ic over the selection S:
+The D3S2 abstract fixes three things: the selection is greedy, it puts under-represented classes
+first, and it yields real masks. The objective is our choice. With a_ic in [0, 1], how present class
+c is in mask i, and n_c(S) = sum of a_ic over the selection S:
 
     F(S) = sum_c w_c log(1 + n_c(S) / delta)
     gain of mask i:  sum_c w_c log(1 + a_ic / (delta + n_c(S)))
 
-F is monotone and submodular, so greedy reaches at least (1 - 1/e) of the best value (Nemhauser, Wolsey,
-Fisher 1978), and a gain computed earlier is an upper bound of the gain now, which makes the lazy heap of
-Minoux (1978) exact.
+F is monotone and submodular, so greedy reaches at least (1 - 1/e) of the best value (Nemhauser,
+Wolsey, Fisher 1978), and a gain computed earlier is an upper bound of the gain now, which makes the
+lazy heap of Minoux (1978) exact.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from d3s2.arrays import load_npz
-from d3s2.artifacts import write_npz
-from d3s2.errors import D3S2Error
-from d3s2.statistics import PixelCounts
+from d3s2.core.errors import D3S2Error
+from d3s2.core.files import load_npz, write_npz
+from d3s2.statistics.pixels import PixelCounts
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Masks in the order they were picked. indices: int64[k]; gains: float64[k], NaN where a rule has no
-    gains.
+    """Masks in the order they were picked. indices: int64[k]; gains: float64[k], NaN where a rule
+    has no gains.
 
     Every budget is a prefix: the first j entries are the selection of size j.
     """
@@ -44,9 +43,13 @@ class Ranking:
         return len(self.indices)
 
     def first(self, count: int) -> np.ndarray:
-        """int64[count]: the selection of this size. Raises D3S2Error when the ranking is shorter."""
+        """int64[count]: the selection of this size. Raises D3S2Error when the ranking is
+        shorter.
+        """
         if not 0 < count <= len(self):
-            raise D3S2Error(f"{count} masks are asked of a ranking of {len(self)}: ask for 1 to {len(self)}.")
+            raise D3S2Error(
+                f"{count} masks are asked of a ranking of {len(self)}: ask for 1 to {len(self)}."
+            )
         return self.indices[:count]
 
     def save(self, path: Path) -> None:
@@ -64,9 +67,10 @@ class Ranking:
 class Coverage:
     """How a selection S spreads over the classes.
 
-    per_class: float64[C], n_c(S) = summed presence; covered: classes with n_c > 0; smallest and median n_c;
-    gini: 0 = all classes equally present, towards 1 = one class takes all; kl: KL(share of n_c || uniform),
-    nats. Classes that occur nowhere in the data set are left out of all but per_class.
+    per_class: float64[C], n_c(S) = summed presence; covered: classes with n_c > 0; smallest and
+    median n_c;
+    gini: 0 = all classes equally present, towards 1 = one class takes all; kl: KL(share of n_c ||
+    uniform), nats. Classes that occur nowhere in the data set are left out of all but per_class.
     """
 
     per_class: np.ndarray
@@ -79,19 +83,26 @@ class Coverage:
 
 
 def budget_size(budget: float, total: int) -> int:
-    """Number of masks: a float in (0, 1] is a share of `total` (rounded, at least 1), all else is a count.
+    """Number of masks: a float in (0, 1] is a share of `total` (rounded, at least 1), all else is a
+    count.
 
-    Raises D3S2Error for 0, a negative number, NaN, a count that is not whole and a count above `total`.
+    Raises D3S2Error for 0, a negative number, NaN, a count that is not whole and a count above
+    `total`.
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float, np.integer, np.floating)):
-        raise D3S2Error(f"budget is {budget!r}: give a share such as 0.01 or a number of masks such as 40.")
+        raise D3S2Error(
+            f"budget is {budget!r}: give a share such as 0.01 or a number of masks such as 40."
+        )
     if isinstance(budget, (int, np.integer)) or (budget > 1 and float(budget).is_integer()):
         if not 0 < budget <= total:
-            raise D3S2Error(f"budget is {budget} masks: give 1 to {total}, the size of the training set.")
+            raise D3S2Error(
+                f"budget is {budget} masks: give 1 to {total}, the size of the training set."
+            )
         return int(budget)
     if not 0.0 < budget <= 1.0:
         raise D3S2Error(
-            f"budget is {budget}: a share must be above 0 and at most 1 (0.01 = 1 % of {total} masks)."
+            f"budget is {budget}: a share must be above 0 and at most 1 (0.01 = 1 % of "
+            f"{total} masks)."
         )
     return max(1, math.floor(budget * total + 0.5))
 
@@ -99,12 +110,13 @@ def budget_size(budget: float, total: int) -> int:
 def presence(counts: PixelCounts, threshold: float = 0.02) -> sparse.csr_array:
     """a_ic = min(1, p_ic / threshold): csr float64[N, C], p = share of the mask's valid pixels.
 
-    Saturates, so that a big sky counts no more than a small car; a sliver counts little. Our choice, as is
-    0.02.
+    Saturates, so that a big sky counts no more than a small car; a sliver counts little. Our
+    choice, as is 0.02.
     """
     if not 0.0 < threshold <= 1.0:
         raise D3S2Error(
-            f"presence_threshold is {threshold}: give a share of the mask's pixels above 0 and at most 1."
+            f"presence_threshold is {threshold}: give a share of the mask's pixels above 0 and "
+            "at most 1."
         )
     matrix = counts.shares()
     matrix.data = np.minimum(1.0, matrix.data / threshold)
@@ -114,22 +126,30 @@ def presence(counts: PixelCounts, threshold: float = 0.02) -> sparse.csr_array:
 
 
 def class_weights(image_counts: np.ndarray, beta: float = 0.5) -> np.ndarray:
-    """w_c proportional to f_c^-beta, float64[C], f_c = number of images with the class; the weights sum to C.
+    """w_c proportional to f_c^-beta, float64[C], f_c = number of images with the class; the weights
+    sum to C.
 
-    beta = 0: all classes alike, and balance comes from the logarithm alone; beta = 1: inverse frequency.
-    Classes in no image get weight 0. Our choice.
+    beta = 0: all classes alike, and balance comes from the logarithm alone; beta = 1: inverse
+    frequency. Classes in no image get weight 0. Our choice.
     """
     if not 0.0 <= beta <= 1.0:
-        raise D3S2Error(f"beta is {beta}: give a number from 0 (no static weight) to 1 (inverse frequency).")
+        raise D3S2Error(
+            f"beta is {beta}: give a number from 0 (no static weight) to 1 (inverse frequency)."
+        )
     frequency = np.asarray(image_counts, dtype=np.float64)
     weights = np.where(frequency > 0, np.maximum(frequency, 1.0) ** -beta, 0.0)
     if weights.sum() == 0:
-        raise D3S2Error("no class occurs in any mask: nothing can be selected; check the label files.")
+        raise D3S2Error(
+            "no class occurs in any mask: nothing can be selected; check the label files."
+        )
     return weights * (len(weights) / weights.sum())
 
 
 def objective(
-    matrix: sparse.csr_array, weights: np.ndarray, indices: Sequence[int] | np.ndarray, delta: float = 1.0
+    matrix: sparse.csr_array,
+    weights: np.ndarray,
+    indices: Sequence[int] | np.ndarray,
+    delta: float = 1.0,
 ) -> float:
     """F(S) of the module's text."""
     totals = np.asarray(matrix[np.asarray(indices, dtype=np.int64)].sum(axis=0)).ravel()
@@ -141,10 +161,10 @@ def greedy(
 ) -> Ranking:
     """Lazy greedy maximisation of F: exactly `naive_greedy`'s picks, for a fraction of the work.
 
-    matrix: presence, csr float64[N, C]; weights: float64[C] >= 0; budget: number of picks, None or more than
-    N = all N; delta > 0: how many full presences halve a class's pull. Ties go to the lowest index. A heap
-    keeps each mask's last known gain; only the mask on top is recomputed, and it is picked when it stays on
-    top.
+    matrix: presence, csr float64[N, C]; weights: float64[C] >= 0; budget: number of picks, None or
+    more than N = all N; delta > 0: how many full presences halve a class's pull. Ties go to the
+    lowest index. A heap keeps each mask's last known gain; only the mask on top is recomputed, and
+    it is picked when it stays on top.
     """
     count = _check(matrix, weights, budget, delta)
     rows, weight, totals = _rows(matrix), weights.tolist(), [float(delta)] * matrix.shape[1]
@@ -167,7 +187,9 @@ def greedy(
 def naive_greedy(
     matrix: sparse.csr_array, weights: np.ndarray, budget: int | None = None, delta: float = 1.0
 ) -> Ranking:
-    """The same by its definition: every gain anew for every pick, O(k N C). For reading and for tests."""
+    """The same by its definition: every gain anew for every pick, O(k N C). For reading and for
+    tests.
+    """
     count = _check(matrix, weights, budget, delta)
     rows, weight, totals = _rows(matrix), weights.tolist(), [float(delta)] * matrix.shape[1]
     picked, gains, free = [], [], set(range(len(rows)))
@@ -188,16 +210,18 @@ def random_ranking(total: int, seed: int = 0) -> Ranking:
 
 
 def uniform_ranking(counts: PixelCounts, seed: int = 0) -> Ranking:
-    """Round robin over the classes, each time a random unused mask that holds the class; classes run out one
-    by one.
+    """Round robin over the classes, each time a random unused mask that holds the class; classes
+    run out one by one.
 
-    The "Uniform" baseline of UniDD is only named there; this reading of it is ours. Masks without a valid
-    pixel come last.
+    The "Uniform" baseline of UniDD is only named there; this reading of it is ours. Masks without a
+    valid pixel come last.
     """
     rng = np.random.default_rng([seed, 2])
     columns = counts.counts.tocsc()
-    queues = [rng.permutation(columns.indices[a:b]).tolist()
-              for a, b in zip(columns.indptr[:-1], columns.indptr[1:], strict=True)]
+    queues = [
+        rng.permutation(columns.indices[a:b]).tolist()
+        for a, b in zip(columns.indptr[:-1], columns.indptr[1:], strict=True)
+    ]
     used, order = np.zeros(len(counts), dtype=bool), []
     while any(queues):
         for queue in queues:
@@ -213,7 +237,9 @@ def uniform_ranking(counts: PixelCounts, seed: int = 0) -> Ranking:
 
 def coverage(matrix: sparse.csr_array, indices: Sequence[int] | np.ndarray) -> Coverage:
     """Spread of a selection over the classes. matrix: presence or counts, any csr[N, C] >= 0."""
-    per_class = np.asarray(matrix[np.asarray(indices, dtype=np.int64)].sum(axis=0), dtype=np.float64).ravel()
+    per_class = np.asarray(
+        matrix[np.asarray(indices, dtype=np.int64)].sum(axis=0), dtype=np.float64
+    ).ravel()
     possible = np.asarray(matrix.sum(axis=0)).ravel() > 0
     values = np.sort(per_class[possible])
     total, size = values.sum(), len(values)
@@ -227,7 +253,9 @@ def coverage(matrix: sparse.csr_array, indices: Sequence[int] | np.ndarray) -> C
 
 
 def _rows(matrix: sparse.csr_array) -> list[tuple[list[int], list[float]]]:
-    """Plain lists of each mask's classes and presences: many times faster than slicing a sparse matrix."""
+    """Plain lists of each mask's classes and presences: many times faster than slicing a sparse
+    matrix.
+    """
     bounds = zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True)
     return [(matrix.indices[a:b].tolist(), matrix.data[a:b].tolist()) for a, b in bounds]
 
@@ -246,5 +274,7 @@ def _check(matrix: sparse.csr_array, weights: np.ndarray, budget: int | None, de
     if not (math.isfinite(delta) and delta > 0):
         raise D3S2Error(f"delta is {delta}: give a finite number above 0.")
     if budget is not None and budget <= 0:
-        raise D3S2Error(f"budget is {budget} masks: give 1 to {total}, or None for the full ranking.")
+        raise D3S2Error(
+            f"budget is {budget} masks: give 1 to {total}, or None for the full ranking."
+        )
     return total if budget is None else min(int(budget), total)

@@ -6,8 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from d3s2 import clusters
-from d3s2.errors import D3S2Error
+from d3s2.core import parallel
+from d3s2.core.errors import D3S2Error
 
 
 def power(item: int, base: int) -> int:
@@ -26,4 +26,4 @@ def refuse(item: int) -> int:
 
 def core(item: int) -> tuple[int | None, int]:
     time.sleep(0.3)  # so that every worker gets an item
-    return clusters.own_core(), os.getpid()
+    return parallel.own_core(), os.getpid()

@@ -1,4 +1,6 @@
-"""The contract that every notebook of the sequence keeps; `problems` lists what one of them breaks."""
+"""The contract that every notebook of the sequence keeps; `problems` lists what one of them
+breaks.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from typing import Any
 import nbformat
 from papermill import inspect_notebook
 
-from d3s2 import config
-from d3s2.chapters import assigned_names
+from d3s2.runs import config
+from d3s2.runs.notebooks import assigned_names
 
 MAX_BYTES = 500_000
 MAX_PARAMETERS = 15
@@ -21,11 +23,17 @@ CODE_CELLS = range(20, 41)
 WORDS = range(1500, 3001)
 LINES_AS_A_RULE, LINES_MEDIAN, LINES_NEVER_OVER = 15, 10, 40
 MAX_OUTPUT_LINES = 100
-MACHINE_PATH = re.compile(r"(?<![\w.~>])/(?:home|root|work|tmp|Users|mnt|opt|var|data\d*)/\w|\b[A-Z]:\\\\?\w")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~>])/(?:home|root|work|tmp|Users|mnt|opt|var|data\d*)/\w|\b[A-Z]:\\\\?\w"
+)
 PROGRESS = re.compile(r"\r|\d+%\|| ?\d+(\.\d+)?(it/s|s/it)")
-OUTSIDE = re.compile(r"^\s*[!%]\s*(pip|conda|wget|curl)|\b(requests|urllib|httpx)\b|\.cuda\(\)", re.MULTILINE)
+OUTSIDE = re.compile(
+    r"^\s*[!%]\s*(pip|conda|wget|curl)|\b(requests|urllib|httpx)\b|\.cuda\(\)", re.MULTILINE
+)
 UNSEEDED = re.compile(
-    r"\bnp\.random\.(?!default_rng\(\w|Generator|SeedSequence\(\w)|default_rng\(\)|^\s*import random\b", re.MULTILINE
+    r"\bnp\.random\.(?!default_rng\(\w|Generator|SeedSequence\(\w)|default_rng\(\)"
+    r"|^\s*import random\b",
+    re.MULTILINE,
 )
 CLOSING = ("Summary", "Quiz", "Exercises", "Further reading")
 
@@ -55,18 +63,29 @@ def header(path: Path, notebook: Notebook) -> Iterator[str]:
     for word in ("you will do", "you will learn", "you need"):
         if word not in first.source.lower():
             yield f"the first cell does not say what {word}"
-    if not re.search(r"^\|.*(time|seconds).*\|.*memory.*\|", first.source, re.MULTILINE | re.IGNORECASE):
+    if not re.search(
+        r"^\|.*(time|seconds).*\|.*memory.*\|", first.source, re.MULTILINE | re.IGNORECASE
+    ):
         yield "the first cell has no table of time and memory"
-    names = sorted(other.name for other in path.parent.glob("[0-9A][0-9]_*.ipynb"))  # appendices A1, A2 come last
+    names = sorted(
+        other.name for other in path.parent.glob("[0-9A][0-9]_*.ipynb")
+    )  # appendices A1, A2 come last
     place = names.index(path.name)
-    for neighbour in (names[place - 1] if place else None, names[place + 1] if place + 1 < len(names) else None):
+    for neighbour in (
+        names[place - 1] if place else None,
+        names[place + 1] if place + 1 < len(names) else None,
+    ):
         if neighbour and f"({neighbour})" not in first.source:
             yield f"the first cell does not link to {neighbour}"
 
 
 def links(path: Path, notebook: Notebook) -> Iterator[str]:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", "\n".join(prose(notebook))):
-        if "://" not in target and not target.startswith("attachment:") and not (path.parent / target).exists():
+        if (
+            "://" not in target
+            and not target.startswith("attachment:")
+            and not (path.parent / target).exists()
+        ):
             yield f"the link {target} leads nowhere"
 
 
@@ -85,12 +104,16 @@ def parameters(path: Path, notebook: Notebook) -> Iterator[str]:
         yield f"parameter {name} is not in Settings"
     if set(inspect_notebook(str(path))) != set(names):
         found = sorted(inspect_notebook(str(path)))
-        yield f"papermill reads other parameters ({found}): no '|' in annotations, no '=' in comments"
+        yield (
+            f"papermill reads other parameters ({found}): no '|' in annotations, no '=' in comments"
+        )
     for line in filter(None, cells[0].source.splitlines()):
         if not line.startswith("#") and not re.search(r"  # \S.{5,}", line):
             yield f"parameter without meaning, unit, range: {line}"
     for node in ast.parse(cells[0].source).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(node.value, ast.Constant):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(
+            node.value, ast.Constant
+        ):
             yield f"parameter that is no scalar: {ast.unparse(node)}"
     if not any("config.resolve(globals()" in cell.source for cell in code_cells(notebook)):
         yield "config.resolve(globals()) is not called"
@@ -111,15 +134,25 @@ def measure(path: Path, notebook: Notebook) -> Iterator[str]:
     if statistics.median(lengths) > LINES_MEDIAN:
         yield f"the median code cell has {statistics.median(lengths)} lines"
     if sum(length > LINES_AS_A_RULE for length in lengths) > len(codes) // 5:
-        yield f"too many code cells over {LINES_AS_A_RULE} lines: {[length for length in lengths if length > 15]}"
+        yield (
+            f"too many code cells over {LINES_AS_A_RULE} lines: "
+            f"{[length for length in lengths if length > 15]}"
+        )
     if path.stat().st_size > MAX_BYTES:
         yield f"{path.stat().st_size} bytes"
 
 
 def teaching(path: Path, notebook: Notebook) -> Iterator[str]:
     """Equations, checks, experiments, what is ours, and the closing sections."""
-    text, source = "\n".join(prose(notebook)), "\n".join(cell.source for cell in code_cells(notebook))
-    for what, pattern in {"equation": r"\$[^$]+\$", "'Try this'": r"[Tt]ry this", "'our choice'": r"[Oo]ur choice"}.items():
+    text, source = (
+        "\n".join(prose(notebook)),
+        "\n".join(cell.source for cell in code_cells(notebook)),
+    )
+    for what, pattern in {
+        "equation": r"\$[^$]+\$",
+        "'Try this'": r"[Tt]ry this",
+        "'our choice'": r"[Oo]ur choice",
+    }.items():
         if not re.search(pattern, text):
             yield f"no {what}"
     if source.count("assert ") < 5:
@@ -153,15 +186,26 @@ def outputs(path: Path, notebook: Notebook) -> Iterator[str]:
             yield f"an output of {text.count(chr(10))} lines"
         if PROGRESS.search(text) or "Warning" in text:
             yield f"progress or a warning in an output: {text[:60]!r}"
-    if "papermill" in str(notebook.metadata) or any("papermill" in cell.metadata for cell in notebook.cells):
+    if "papermill" in str(notebook.metadata) or any(
+        "papermill" in cell.metadata for cell in notebook.cells
+    ):
         yield "papermill's metadata: use d3s2 publish"
 
 
 def reproducible(path: Path, notebook: Notebook) -> Iterator[str]:
     """No path of a machine, nothing from outside, every random number from a seed."""
     for cell in notebook.cells:
-        shown = [str(output.get("text", "")) + str({kind: value for kind, value in output.get("data", {}).items()
-                 if not kind.startswith("image/")}) for output in cell.get("outputs", [])]  # fmt: skip
+        shown = [
+            str(output.get("text", ""))
+            + str(
+                {
+                    kind: value
+                    for kind, value in output.get("data", {}).items()
+                    if not kind.startswith("image/")
+                }
+            )
+            for output in cell.get("outputs", [])
+        ]
         for text in (cell.source, *shown):
             if found := MACHINE_PATH.search(text):
                 yield f"a machine's path: {text[found.start() : found.start() + 40]!r}"
@@ -172,5 +216,11 @@ def reproducible(path: Path, notebook: Notebook) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Path, Notebook], Iterator[str]], ...] = (
-    header, links, parameters, measure, teaching, outputs, reproducible,
-)  # fmt: skip
+    header,
+    links,
+    parameters,
+    measure,
+    teaching,
+    outputs,
+    reproducible,
+)

@@ -10,11 +10,11 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from d3s2 import runner
-from d3s2.runner import Plan
+from d3s2.runs import runner
+from d3s2.runs.runner import Plan
 
 PARAMETERS = "profile = 'smoke'  # values\nrun_dir = None  # folder\nseed = None  # any"
-HEADER = "from d3s2 import config\nsettings = config.resolve(globals())"
+HEADER = "from d3s2.runs import config\nsettings = config.resolve(globals())"
 
 SLOW = """import time
     for i in range(40):
@@ -26,9 +26,10 @@ SLOW = """import time
 def stage_cell(name: str, body: str = "pass", inputs: str = "") -> str:
     """Code of a cell that writes a stage of one file, holding the seed, if it is not current."""
     return f"""
-from d3s2.artifacts import Stage, write_json
+from d3s2.core.files import write_json
+from d3s2.runs.stages import Stage
 inputs = [Stage.find(settings.run_dir, name) for name in {inputs.split()!r}]
-stage = Stage(settings.run_dir, {name!r}, settings.subset("seed"), inputs=inputs, modules=["errors"])
+stage = Stage(settings.run_dir, {name!r}, settings.subset("seed"), inputs, ["core.errors"])
 if not stage.is_current():
     folder = stage.begin()
     {body}
@@ -74,15 +75,39 @@ class Sequence:
         return [name for name, stamp in self.stamps().items() if before.get(name) != stamp]
 
     def stamps(self) -> dict[str, int]:
-        return {path.stem[:2]: path.stat().st_mtime_ns for path in sorted(self.run_dir.glob("executed/*.ipynb"))}
+        return {
+            path.stem[:2]: path.stat().st_mtime_ns
+            for path in sorted(self.run_dir.glob("executed/*.ipynb"))
+        }
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "d3s2.cli", "run", "--profile", "smoke", "--run-dir", str(self.run_dir),
-                "--notebooks", str(self.notebooks), *arguments]  # fmt: skip
+        return [
+            sys.executable,
+            "-m",
+            "d3s2.runs.cli",
+            "run",
+            "--profile",
+            "smoke",
+            "--run-dir",
+            str(self.run_dir),
+            "--notebooks",
+            str(self.notebooks),
+            *arguments,
+        ]
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            self.command(*arguments), capture_output=True, text=True, timeout=120, check=False
+        )
 
     def artefacts(self) -> dict[str, bytes]:
-        stages = [path for name in ("statistics", "selection") for path in (self.run_dir / name).rglob("*")]
-        return {str(path.relative_to(self.run_dir)): path.read_bytes() for path in stages if path.is_file()}
+        stages = [
+            path
+            for name in ("statistics", "selection")
+            for path in (self.run_dir / name).rglob("*")
+        ]
+        return {
+            str(path.relative_to(self.run_dir)): path.read_bytes()
+            for path in stages
+            if path.is_file()
+        }

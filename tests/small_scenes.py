@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from d3s2.data import SegmentationDataset, open_dataset
-from d3s2.data.formats import scenes_classes, write_classes
-from d3s2.data.scenes import write_split
+from d3s2.data.dataset import SegmentationDataset
+from d3s2.data.folder import write_classes
+from d3s2.data.opening import open_dataset
+from d3s2.data.scenes import scenes_classes, write_split
 
 
 def small_scenes(folder: Path, count: int) -> SegmentationDataset:

@@ -16,15 +16,26 @@ class SmokeRun:
     def __init__(self, home: Path):
         self.folder = home / "runs" / "smoke"
         self.environment = os.environ | {"D3S2_HOME": str(home)}
-        self.command = [sys.executable, "-m", "d3s2.cli", "run", "--profile", "smoke"]
+        self.command = [sys.executable, "-m", "d3s2.runs.cli", "run", "--profile", "smoke"]
 
     def finish(self) -> str:
         done = subprocess.run(
-            self.command, env=self.environment, capture_output=True, text=True, timeout=CELL_TIMEOUT, check=False
+            self.command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=CELL_TIMEOUT,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def files(self, *stages: str) -> dict[str, bytes]:
-        paths = [path for stage in stages for path in (self.folder / stage).rglob("*") if path.is_file()]
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths if path.suffix != ".log"}
+        paths = [
+            path for stage in stages for path in (self.folder / stage).rglob("*") if path.is_file()
+        ]
+        return {
+            str(path.relative_to(self.folder)): path.read_bytes()
+            for path in paths
+            if path.suffix != ".log"
+        }

@@ -1,4 +1,6 @@
-"""The hosted checks and the commit hooks: they can be read, are pinned, and call only what there is here."""
+"""The hosted checks and the commit hooks: they can be read, are pinned, and call only what there is
+here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from d3s2 import cli, config, runner
+from d3s2.core import places
+from d3s2.runs import cli, config, runner
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
@@ -22,7 +25,12 @@ RUFF = Path(sys.executable).with_name("ruff")
 
 def steps(**wanted: str) -> list[tuple[str, dict[str, Any]]]:
     """(job, step) of every step of the workflow that has these keys."""
-    return [(name, step) for name, job in WORKFLOW["jobs"].items() for step in job["steps"] if wanted.keys() <= step.keys()]
+    return [
+        (name, step)
+        for name, job in WORKFLOW["jobs"].items()
+        for step in job["steps"]
+        if wanted.keys() <= step.keys()
+    ]
 
 
 def commands() -> list[list[str]]:
@@ -35,14 +43,23 @@ def hooks() -> dict[str, dict[str, Any]]:
     return {hook["id"]: hook for repository in HOOKS["repos"] for hook in repository["hooks"]}
 
 
-# ------------------------------------------------------------------------------------------------------ workflow
+# ----------------------------------------------------------------------------------------- workflow
 def test_the_workflow_lints_tests_builds_and_keeps_the_notebooks() -> None:
     assert list(WORKFLOW["jobs"]) == ["lint", "test", "image"]
     assert WORKFLOW[True].keys() == {"push", "pull_request"}  # YAML 1.1 reads the key `on` as true
     assert WORKFLOW["permissions"] == {"contents": "read"}
-    assert all(job["timeout-minutes"] <= 90 and "latest" not in job["runs-on"] for job in WORKFLOW["jobs"].values())
+    assert all(
+        job["timeout-minutes"] <= 90 and "latest" not in job["runs-on"]
+        for job in WORKFLOW["jobs"].values()
+    )
     said = [" ".join(command) for command in commands()]
-    for wanted in ("ruff check", "make test", "docker build", "d3s2 check", "d3s2 run --profile smoke"):
+    for wanted in (
+        "ruff check",
+        "make test",
+        "docker build",
+        "d3s2 check",
+        "d3s2 run --profile smoke",
+    ):
         assert any(wanted in text for text in said), wanted
     kept = [step for _, step in steps(uses="") if "upload-artifact" in step["uses"]]
     assert len(kept) == 2 and all(step["if"] == "always()" for step in kept)
@@ -53,7 +70,9 @@ def test_the_workflow_lints_tests_builds_and_keeps_the_notebooks() -> None:
 
 def test_actions_are_pinned_and_python_is_ours() -> None:
     lines = re.findall(r"uses: (.*)", (ROOT / ".github" / "workflows" / "ci.yml").read_text())
-    assert lines and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", line) for line in lines), lines
+    assert lines and all(
+        re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", line) for line in lines
+    ), lines
     asked = (ROOT / "pyproject.toml").read_text()
     for _, step in steps(**{"with": ""}):
         if version := step["with"].get("python-version"):
@@ -65,21 +84,35 @@ def test_its_commands_exist() -> None:
     for words in commands():
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words
-            cli._parser().parse_args(["run", *shlex.split("".join(words[2:]).removeprefix("ARGS="))])
+            cli._parser().parse_args(
+                ["run", *shlex.split("".join(words[2:]).removeprefix("ARGS="))]
+            )
         elif words[:2] == ["docker", "run"]:
             cli._parser().parse_args(words[words.index("d3s2") + 1 :])
-            assert not [word for word in words if word.endswith(":/d3s2")] or "D3S2_HOME=/d3s2" in dockerfile
+            assert (
+                not [word for word in words if word.endswith(":/d3s2")]
+                or "D3S2_HOME=/d3s2" in dockerfile
+            )
         elif words[:2] == ["docker", "build"]:
             assert f"ARG {words[words.index('--build-arg') + 1]}=" in dockerfile
         elif words[:2] == ["pip", "install"] and not re.fullmatch(r"[\w-]+==[\d.]+", words[2]):
             pattern = re.search(r"\$\(grep '(.*)' requirements.in\)", words[2]).group(1)
-            assert len(re.findall(rf"{pattern}.*", (ROOT / "requirements.in").read_text(), re.MULTILINE)) == 1
+            assert (
+                len(
+                    re.findall(
+                        rf"{pattern}.*", (ROOT / "requirements.in").read_text(), re.MULTILINE
+                    )
+                )
+                == 1
+            )
         else:
             assert words[0] in ("ruff", "hadolint", "install", "pip"), words
-    assert config.home() / "runs" / "smoke" == Path(config.resolve({"profile": "smoke"}, remember=False).run_dir)
+    assert places.home() / "runs" / "smoke" == Path(
+        config.resolve({"profile": "smoke"}, remember=False).run_dir
+    )
 
 
-# --------------------------------------------------------------------------------------------------------- hooks
+# -------------------------------------------------------------------------------------------- hooks
 def test_hooks_use_what_the_project_has_pinned() -> None:
     found = hooks()
     assert found.keys() == {"ruff", "notebooks", "dockerfile", "no-big-files", "yaml"}
@@ -93,13 +126,17 @@ def test_hooks_use_what_the_project_has_pinned() -> None:
 @pytest.mark.processes
 def test_the_notebook_hook_checks_every_notebook() -> None:
     entry = shlex.split(hooks()["notebooks"]["entry"])[1:]
-    done = subprocess.run([sys.executable, *entry], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *entry], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
     assert f"{len(list((ROOT / 'notebooks').glob('*.ipynb')))} passed" in done.stdout
 
 
 def tracked() -> list[Path]:
-    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         pytest.skip("this is no git checkout")
     return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
@@ -109,11 +146,17 @@ def test_no_big_file_but_the_weights() -> None:
     hook = hooks()["no-big-files"]
     limit = 1024 * int(re.search(r"--maxkb=(\d+)", hook["entry"]).group(1))
     files = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in tracked()}
-    assert [name for name, size in files.items() if size > limit and not re.match(hook["exclude"], name)] == []
+    assert [
+        name for name, size in files.items() if size > limit and not re.match(hook["exclude"], name)
+    ] == []
     assert sum(size for name, size in files.items() if re.match(hook["exclude"], name)) < 25e6
 
 
-@pytest.mark.skipif(not RUFF.exists(), reason="ruff is not in this environment: pip install -r requirements.in")
+@pytest.mark.skipif(
+    not RUFF.exists(), reason="ruff is not in this environment: pip install -r requirements.in"
+)
 def test_ruff_has_nothing_to_say() -> None:
-    done = subprocess.run([RUFF, "check", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [RUFF, "check", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout

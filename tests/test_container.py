@@ -1,8 +1,9 @@
-"""The image, built and run for real with buildah on a base of Debian packages: no Docker engine is needed.
+"""The image, built and run for real with buildah on a base of Debian packages: no Docker engine is
+needed.
 
-Needs root, buildah and mmdebstrap (Debian: `apt-get install --no-install-recommends buildah mmdebstrap`). The base and the
-installed packages stay in buildah's storage, so that only the first build takes minutes; `buildah rmi
-localhost/d3s2-tests localhost/d3s2-tests-base` frees it.
+Needs root, buildah and mmdebstrap (Debian: `apt-get install --no-install-recommends buildah
+mmdebstrap`). The base and the installed packages stay in buildah's storage, so that only the first
+build takes minutes; `buildah rmi localhost/d3s2-tests localhost/d3s2-tests-base` frees it.
 """
 
 from __future__ import annotations
@@ -25,20 +26,37 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE, IMAGE = "localhost/d3s2-tests-base", "localhost/d3s2-tests"
 UID = 1000
 UNIT_TESTS = tuple(
-    f"test_{name}" for name in ("artifacts", "config", "environment", "guidance", "losses", "mmcv_ops", "selection")
+    f"test_{name}"
+    for name in (
+        "artifacts",
+        "config",
+        "environment",
+        "guidance",
+        "losses",
+        "mmcv_ops",
+        "selection",
+    )
 )
 """What depends most on the machine; the others test the same sources again."""
 
 MISSING = [tool for tool in ("buildah", "mmdebstrap") if not shutil.which(tool)]
 pytestmark = [
     pytest.mark.notebooks,
-    pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} missing: apt-get install them to try the Dockerfile"),
-    pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() != 0, reason="building on a base made here needs root"),
+    pytest.mark.skipif(
+        bool(MISSING),
+        reason=f"{' and '.join(MISSING)} missing: apt-get install them to try the Dockerfile",
+    ),
+    pytest.mark.skipif(
+        hasattr(os, "geteuid") and os.geteuid() != 0,
+        reason="building on a base made here needs root",
+    ),
 ]
 
 
 def call(*command: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **more)
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, **more
+    )
 
 
 def checked(*command: str | Path, **more: object) -> str:
@@ -52,7 +70,13 @@ def make_base(folder: Path) -> None:
     if call("buildah", "inspect", "--type", "image", BASE).returncode == 0:
         return
     tar = folder / "base.tar"
-    checked("mmdebstrap", "--variant=minbase", "--include=ca-certificates,python3,python3-venv", "bookworm", tar)
+    checked(
+        "mmdebstrap",
+        "--variant=minbase",
+        "--include=ca-certificates,python3,python3-venv",
+        "bookworm",
+        tar,
+    )
     container = checked("buildah", "from", "scratch").strip()
     checked("buildah", "add", container, tar, "/")
     checked("buildah", "commit", "--rm", "--format", "docker", container, BASE)
@@ -60,7 +84,9 @@ def make_base(folder: Path) -> None:
 
 
 def pip_mounts(folder: Path) -> list[str]:
-    """Options that give the build this machine's way to packages: pip's settings, and the files that they name."""
+    """Options that give the build this machine's way to packages: pip's settings, and the files
+    that they name.
+    """
     lines = checked(sys.executable, "-m", "pip", "config", "list").splitlines()
     pairs = [re.fullmatch(r"(?::env:|global|install)\.([\w-]+)='(.*)'", line) for line in lines]
     settings = dict(found.groups() for found in pairs if found)
@@ -74,7 +100,11 @@ def pip_mounts(folder: Path) -> list[str]:
         if path.is_absolute() and path.exists():
             shown = path.parent if path.name == "simple" else path  # an index beside its files
             mounts[str(shown)] = str(shown)
-    return [part for inside, outside in mounts.items() for part in ("--volume", f"{outside}:{inside}:ro")]
+    return [
+        part
+        for inside, outside in mounts.items()
+        for part in ("--volume", f"{outside}:{inside}:ro")
+    ]
 
 
 class Image:
@@ -82,7 +112,9 @@ class Image:
 
     def __init__(self, folder: Path):
         self.context, self.folder, self.log = folder / "context", folder, ""
-        names = checked("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\n")
+        names = checked(
+            "git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT
+        ).split("\n")
         for name in filter(lambda name: (ROOT / name).is_file(), names):
             (self.context / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.context / name)
@@ -92,11 +124,32 @@ class Image:
 
     def build(self, tag: str) -> float:
         """Seconds that it took."""
-        before, started = call("buildah", "images", "--quiet", "--no-trunc", tag).stdout.strip(), time.perf_counter()
-        self.log = checked("buildah", "build", "--isolation", "chroot", "--format", "docker", "--layers", "--pull-never",
-                           "--build-arg", f"BASE_IMAGE={BASE}", *self.mounts, "--tag", tag, ".", cwd=self.context)  # fmt: skip
+        before, started = (
+            call("buildah", "images", "--quiet", "--no-trunc", tag).stdout.strip(),
+            time.perf_counter(),
+        )
+        self.log = checked(
+            "buildah",
+            "build",
+            "--isolation",
+            "chroot",
+            "--format",
+            "docker",
+            "--layers",
+            "--pull-never",
+            "--build-arg",
+            f"BASE_IMAGE={BASE}",
+            *self.mounts,
+            "--tag",
+            tag,
+            ".",
+            cwd=self.context,
+        )
         seconds = time.perf_counter() - started
-        if before and before != call("buildah", "images", "--quiet", "--no-trunc", tag).stdout.strip():
+        if (
+            before
+            and before != call("buildah", "images", "--quiet", "--no-trunc", tag).stdout.strip()
+        ):
             call("buildah", "rmi", before)
         return seconds
 
@@ -106,12 +159,20 @@ class Image:
     def run(
         self, *arguments: str | Path, volumes: dict[Path, str] | None = None, entry: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """`docker run --rm --volume … d3s2 <arguments>`: the image's entry point, user and environment."""
+        """`docker run --rm --volume … d3s2 <arguments>`: the image's entry point, user and
+        environment.
+        """
         container = checked("buildah", "from", "--pull-never", IMAGE).strip()
-        mounts = [part for outside, inside in (volumes or {}).items() for part in ("--volume", f"{outside}:{inside}")]
+        mounts = [
+            part
+            for outside, inside in (volumes or {}).items()
+            for part in ("--volume", f"{outside}:{inside}")
+        ]
         command = [*(self.inspect()["config"]["Entrypoint"] if entry else []), *arguments]
         try:
-            return call("buildah", "run", "--isolation", "chroot", *mounts, container, "--", *command)
+            return call(
+                "buildah", "run", "--isolation", "chroot", *mounts, container, "--", *command
+            )
         finally:
             checked("buildah", "rm", container)
 
@@ -132,11 +193,21 @@ def volume(tmp_path: Path) -> Iterator[Path]:
 def test_the_image_says_how_it_wants_to_be_run(image: Image) -> None:
     config = image.inspect()["config"]
     assert config["User"] == str(UID) and config["Entrypoint"] == ["tini", "--", "d3s2"]
-    assert config["Cmd"] == ["lab", "--address", "0.0.0.0"] and config["Healthcheck"]["Test"][0] == "CMD"
-    assert {"NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=compute,utility", "D3S2_HOME=/d3s2"} <= set(config["Env"])
+    assert (
+        config["Cmd"] == ["lab", "--address", "0.0.0.0"]
+        and config["Healthcheck"]["Test"][0] == "CMD"
+    )
+    assert {
+        "NVIDIA_VISIBLE_DEVICES=all",
+        "NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        "D3S2_HOME=/d3s2",
+    } <= set(config["Env"])
     health = image.run(*config["Healthcheck"]["Test"][1:], entry=False)
     assert health.returncode == 0, health.stderr  # no JupyterLab is asked for here
-    if "+cpu" in image.run("python", "-c", "import torch; print(torch.__version__)", entry=False).stdout:
+    if (
+        "+cpu"
+        in image.run("python", "-c", "import torch; print(torch.__version__)", entry=False).stdout
+    ):
         assert size(IMAGE) < 2e9
 
 
@@ -151,17 +222,32 @@ def test_after_an_edit_only_the_last_steps_are_repeated(image: Image) -> None:
     source = image.context / "d3s2" / "errors.py"
     source.write_text(source.read_text() + "\n# edited\n")
     seconds = image.build(IMAGE)
-    assert "Successfully built d3s2" in image.log and "Installing collected packages: d3s2" in image.log
+    assert (
+        "Successfully built d3s2" in image.log
+        and "Installing collected packages: d3s2" in image.log
+    )
     assert "Downloading" not in image.log and "Building wheel for onedl" not in image.log
     assert seconds < 60, f"{seconds:.0f} s"  # 5 s on a quiet machine
-    assert "# edited" in image.run("tail", "-n", "1", "/opt/d3s2/d3s2/errors.py", entry=False).stdout
+    assert (
+        "# edited" in image.run("tail", "-n", "1", "/opt/d3s2/d3s2/errors.py", entry=False).stdout
+    )
 
 
 def test_check_and_unit_tests_pass_inside(image: Image, volume: Path) -> None:
     check = image.run("check", volumes={volume: "/d3s2"})
     assert check.returncode == 0 and "[FAIL]" not in check.stdout, check.stdout
     files = [f"tests/{name}.py" for name in UNIT_TESTS]
-    tests = image.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, volumes={volume: "/d3s2"}, entry=False)
+    tests = image.run(
+        "python",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *files,
+        volumes={volume: "/d3s2"},
+        entry=False,
+    )
     assert tests.returncode == 0, tests.stdout[-4000:]
 
 
@@ -175,10 +261,14 @@ def test_a_failing_notebook_gives_its_exit_code(image: Image, volume: Path, tmp_
     assert executed.is_file() and executed.stat().st_uid == UID
 
 
-def test_the_smoke_run_gives_the_same_table_as_outside(image: Image, volume: Path, smoke: tuple[SmokeRun, str]) -> None:
+def test_the_smoke_run_gives_the_same_table_as_outside(
+    image: Image, volume: Path, smoke: tuple[SmokeRun, str]
+) -> None:
     outside, _ = smoke
     done = image.run("run", "--profile", "smoke", volumes={volume: "/d3s2"})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     inside = volume / "runs" / "smoke"
-    assert (inside / "report" / "results.md").read_text() == (outside.folder / "report" / "results.md").read_text()
+    assert (inside / "report" / "results.md").read_text() == (
+        outside.folder / "report" / "results.md"
+    ).read_text()
     assert (inside / "report" / "results.json").stat().st_uid == UID

@@ -1,4 +1,6 @@
-"""environment.yml, without conda: it can be read, its specs are conda's, and pip gets in it what `make` installs."""
+"""environment.yml, without conda: it can be read, its specs are conda's, and pip gets in it what
+`make` installs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "environment.yml").read_text(encoding="utf-8")
 CONTENT = yaml.safe_load(TEXT)
 SPECS = [entry for entry in CONTENT["dependencies"] if isinstance(entry, str)]
-PIP = [line for entry in CONTENT["dependencies"] if isinstance(entry, dict) for line in entry["pip"]]
+PIP = [
+    line for entry in CONTENT["dependencies"] if isinstance(entry, dict) for line in entry["pip"]
+]
 
 
 def names_of_file(name: str) -> dict[str, str]:
@@ -33,20 +37,30 @@ def test_it_has_the_keys_that_conda_reads() -> None:
 def test_conda_gives_only_python_and_pip() -> None:
     assert [spec.partition("=")[0] for spec in SPECS] == ["python", "pip"]
     for spec in SPECS:
-        assert re.fullmatch(r"[a-z0-9_.-]+(=\d+(\.\d+)*)?", spec), spec  # name=1.2 means 1.2.*; with a star it is refused
-    asked = re.search(r'requires-python = ">=([\d.]+),', (ROOT / "pyproject.toml").read_text()).group(1)
+        assert re.fullmatch(r"[a-z0-9_.-]+(=\d+(\.\d+)*)?", spec), (
+            spec
+        )  # name=1.2 means 1.2.*; with a star it is refused
+    asked = re.search(
+        r'requires-python = ">=([\d.]+),', (ROOT / "pyproject.toml").read_text()
+    ).group(1)
     assert SPECS[0] == f"python={asked}" == f"python={sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def test_condas_own_parser_takes_the_specs() -> None:
-    rattler = pytest.importorskip("rattler", reason="pip install py-rattler to ask conda's own parser")
+    rattler = pytest.importorskip(
+        "rattler", reason="pip install py-rattler to ask conda's own parser"
+    )
     assert [str(rattler.MatchSpec(spec, strict=True)) for spec in SPECS] == ["python 3.11.*", "pip"]
 
 
 def test_pip_gets_the_same_files_as_from_make() -> None:
     options = dict(shlex.split(line) for line in PIP)
-    assert options == {"-c": "constraints.txt", "-r": "requirements.in", "-e": "."} and len(PIP) == 3
-    install = re.search(r"pip install (?:--[\w-]+ )*(.*?) \\$", (ROOT / "install.sh").read_text(), re.MULTILINE).group(1)
+    assert (
+        options == {"-c": "constraints.txt", "-r": "requirements.in", "-e": "."} and len(PIP) == 3
+    )
+    install = re.search(
+        r"pip install (?:--[\w-]+ )*(.*?) \\$", (ROOT / "install.sh").read_text(), re.MULTILINE
+    ).group(1)
     words = shlex.split(install)
     assert dict(zip(words[::2], words[1::2], strict=True)) == options
     docker = (ROOT / "Dockerfile").read_text()
@@ -56,7 +70,11 @@ def test_pip_gets_the_same_files_as_from_make() -> None:
 def test_every_package_has_one_version() -> None:
     wanted, locked = names_of_file("requirements.in"), names_of_file("constraints.txt")
     assert wanted and wanted.keys() <= locked.keys()
-    assert [name for name, version in wanted.items() if not locked[name].startswith(version.removesuffix("*"))] == []
+    assert [
+        name
+        for name, version in wanted.items()
+        if not locked[name].startswith(version.removesuffix("*"))
+    ] == []
     assert not {spec.partition("=")[0] for spec in SPECS} & locked.keys()
 
 

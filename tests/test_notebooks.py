@@ -1,4 +1,6 @@
-"""Every notebook keeps the contract, runs under nbval, and the whole sequence runs; test_faults.py breaks it."""
+"""Every notebook keeps the contract, runs under nbval, and the whole sequence runs; test_faults.py
+breaks it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from notebook_contract import code_cells, problems
 from smoke_run import CELL_TIMEOUT, SmokeRun
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("00_start_here", "01_data_statistics", "02_mask_selection", "03_guided_sampling", "04_train_mask2former")
+NAMES = (
+    "00_start_here",
+    "01_data_statistics",
+    "02_mask_selection",
+    "03_guided_sampling",
+    "04_train_mask2former",
+)
 APPENDICES = ("A1_what_pays",)  # not part of `d3s2 run`
 
 
@@ -26,7 +34,10 @@ def notebook_path(name: str) -> Path:
 
 
 def test_the_sequence_is_complete() -> None:
-    assert tuple(sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))) == NAMES + APPENDICES
+    assert (
+        tuple(sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
+        == NAMES + APPENDICES
+    )
 
 
 @pytest.mark.parametrize("name", NAMES + APPENDICES)
@@ -34,7 +45,7 @@ def test_contract(name: str) -> None:
     assert problems(notebook_path(name)) == []
 
 
-# ------------------------------------------------------------------------------------- the contract's own tests
+# ------------------------------------------------------------------------- the contract's own tests
 def drop_all_outputs(notebook: Any) -> None:
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
@@ -58,14 +69,29 @@ PROFILE = "profile: str = 'scenes'  # a set of values\nrun_dir: str = None  # a 
 BREAKS: dict[str, tuple[Callable[[Any], None], str]] = {
     "outputs": (drop_all_outputs, "not executed in order"),
     "stderr": (lambda nb: add_output(nb, **STREAM | {"name": "stderr", "text": "x"}), "stderr"),
-    "bar": (lambda nb: add_output(nb, **STREAM, text=" 10%|#    | 3/30 [00:01, 12.1it/s]"), "progress"),
+    "bar": (
+        lambda nb: add_output(nb, **STREAM, text=" 10%|#    | 3/30 [00:01, 12.1it/s]"),
+        "progress",
+    ),
     "path": (lambda nb: add_output(nb, **STREAM, text=f"in {'/'}home/ann/d3s2"), "machine's path"),
     "long": (lambda nb: add_output(nb, **STREAM, text="x\n" * 200), "200 lines"),
-    "two cells": (lambda nb: nb.cells.append(copy.deepcopy(code_cells(nb)[0])), "2 cells are tagged"),
-    "unknown": (lambda nb: set_parameters(nb, PROFILE + "\nthing: int = 1  # something"), "not in Settings"),
+    "two cells": (
+        lambda nb: nb.cells.append(copy.deepcopy(code_cells(nb)[0])),
+        "2 cells are tagged",
+    ),
+    "unknown": (
+        lambda nb: set_parameters(nb, PROFILE + "\nthing: int = 1  # something"),
+        "not in Settings",
+    ),
     "undocumented": (lambda nb: set_parameters(nb, PROFILE + "\nseed: int = 1"), "without meaning"),
-    "no scalar": (lambda nb: set_parameters(nb, PROFILE + "\nseed: int = [1]  # of all"), "no scalar"),
-    "union": (lambda nb: set_parameters(nb, PROFILE + "\nseed: int | None = None  # of all"), "papermill reads"),
+    "no scalar": (
+        lambda nb: set_parameters(nb, PROFILE + "\nseed: int = [1]  # of all"),
+        "no scalar",
+    ),
+    "union": (
+        lambda nb: set_parameters(nb, PROFILE + "\nseed: int | None = None  # of all"),
+        "papermill reads",
+    ),
     "profile": (lambda nb: set_parameters(nb, "seed: int = 1  # of all"), "no parameter profile"),
     "cell count": (lambda nb: nb.cells.extend(code_cells(nb) * 2), "code cells"),
     "long cell": (lambda nb: setattr(code_cells(nb)[4], "source", "x = 1\n" * 50), "50 lines"),
@@ -73,9 +99,15 @@ BREAKS: dict[str, tuple[Callable[[Any], None], str]] = {
     "quiz": (lambda nb: edit(nb, "<details>", ""), "hidden answers"),
     "summary": (lambda nb: edit(nb, "Summary", "Done"), "no section 'Summary'"),
     "next": (lambda nb: edit(nb, "(01_data_statistics.ipynb)", "(x.ipynb)"), "does not link to 01"),
-    "dead link": (lambda nb: edit(nb, "(01_data_statistics.ipynb)", "(x.ipynb)"), "x.ipynb leads nowhere"),
+    "dead link": (
+        lambda nb: edit(nb, "(01_data_statistics.ipynb)", "(x.ipynb)"),
+        "x.ipynb leads nowhere",
+    ),
     "pip": (lambda nb: edit(nb, "import", "!pip install x\nimport"), "reaches outside"),
-    "random": (lambda nb: edit(nb, "import numpy as np", "import numpy as np\nnp.random.rand()"), "without a seed"),
+    "random": (
+        lambda nb: edit(nb, "import numpy as np", "import numpy as np\nnp.random.rand()"),
+        "without a seed",
+    ),
 }
 
 
@@ -84,14 +116,17 @@ def test_a_broken_contract_is_found(name: str, tmp_path: Path) -> None:
     breaking, message = BREAKS[name]
     notebook = nbformat.read(notebook_path(NAMES[0]), as_version=4)
     breaking(notebook)
-    notebook.cells = [nbformat.from_dict(cell | {"id": f"c{number}"}) for number, cell in enumerate(notebook.cells)]
+    notebook.cells = [
+        nbformat.from_dict(cell | {"id": f"c{number}"})
+        for number, cell in enumerate(notebook.cells)
+    ]
     for neighbour in NAMES[1:]:
         (tmp_path / f"{neighbour}.ipynb").touch()
     nbformat.write(notebook, tmp_path / f"{NAMES[0]}.ipynb")
     assert any(message in problem for problem in problems(tmp_path / f"{NAMES[0]}.ipynb"))
 
 
-# --------------------------------------------------------------------------------------------- running them all
+# --------------------------------------------------------------------------------- running them all
 @pytest.fixture(scope="module")
 def nbval_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("nbval")
@@ -100,13 +135,29 @@ def nbval_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.notebooks
 @pytest.mark.parametrize("name", NAMES + APPENDICES)
 def test_nbval_in_the_default_profile(name: str, nbval_home: Path) -> None:
-    """Every cell runs, in a home of its own; what carries NBVAL_CHECK_OUTPUT gives the committed output."""
+    """Every cell runs, in a home of its own; what carries NBVAL_CHECK_OUTPUT gives the committed
+    output.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env",
-         f"--nbval-cell-timeout={CELL_TIMEOUT}", "--nbval-kernel-startup-timeout=300", str(notebook_path(name))],
-        cwd=ROOT, env=os.environ | {"D3S2_HOME": str(nbval_home), "D3S2_HEADLESS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--nbval-lax",
+            "--nbval-current-env",
+            f"--nbval-cell-timeout={CELL_TIMEOUT}",
+            "--nbval-kernel-startup-timeout=300",
+            str(notebook_path(name)),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"D3S2_HOME": str(nbval_home), "D3S2_HEADLESS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
@@ -114,9 +165,18 @@ def test_nbval_in_the_default_profile(name: str, nbval_home: Path) -> None:
 def test_the_sequence_ends_with_a_table(smoke: tuple[SmokeRun, str]) -> None:
     run, printed = smoke
     for name in NAMES:
-        assert f"{name}: 0:" in printed or f"{name}: 1:" in printed  # under two minutes each, on any machine
+        assert (
+            f"{name}: 0:" in printed or f"{name}: 1:" in printed
+        )  # under two minutes each, on any machine
         assert (run.folder / "executed" / f"{name}.ipynb").is_file()
-    for text in ("mIoU", "random", "d3s2", "full", str(run.folder / "distilled"), str(run.folder / "executed")):
+    for text in (
+        "mIoU",
+        "random",
+        "d3s2",
+        "full",
+        str(run.folder / "distilled"),
+        str(run.folder / "executed"),
+    ):
         assert text.lower() in printed.lower()
     assert json.loads((run.folder / "report" / "results.json").read_text())
     assert (run.folder / "report" / "results.csv").read_text().strip()

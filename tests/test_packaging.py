@@ -20,7 +20,11 @@ def pins(name: str) -> dict[str, str]:
 
 def test_every_requirement_is_pinned_and_locked() -> None:
     wanted, locked = pins("requirements.in"), pins("constraints.txt")
-    lines = [line for line in (ROOT / "requirements.in").read_text().splitlines() if line and line[0] != "#"]
+    lines = [
+        line
+        for line in (ROOT / "requirements.in").read_text().splitlines()
+        if line and line[0] != "#"
+    ]
     assert len(wanted) == len(lines)
     for name, version in wanted.items():
         assert locked[name].startswith(version.removesuffix("*")), name
@@ -49,9 +53,14 @@ def fake(checkout: Path, name: str, script: str) -> None:
 def install(checkout: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     path = f"{checkout / 'bin'}:{os.environ['PATH']}"
     return subprocess.run(
-        ["./install.sh"], cwd=checkout, env=os.environ | {"PATH": path} | variables,
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        ["./install.sh"],
+        cwd=checkout,
+        env=os.environ | {"PATH": path} | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def test_a_wrong_python_is_a_sentence(checkout: Path) -> None:
@@ -71,9 +80,12 @@ def test_a_full_disk_is_a_sentence(checkout: Path) -> None:
 @pytest.mark.processes
 def test_an_unreachable_index_is_a_sentence(checkout: Path) -> None:
     nowhere = {
-        "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0",
-        "PIP_FIND_LINKS": "", "PIP_NO_CACHE_DIR": "1",
-    }  # fmt: skip
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_RETRIES": "0",
+        "PIP_FIND_LINKS": "",
+        "PIP_NO_CACHE_DIR": "1",
+    }
     done = install(checkout, **nowhere)
     assert done.returncode == 1
     assert "package index could not be reached" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,6 @@
-"""Nothing that is read can run code, nothing is bound beyond loopback: the sources are searched, real traps are laid."""
+"""Nothing that is read can run code, nothing is bound beyond loopback: the sources are searched,
+real traps are laid.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,30 @@ import numpy as np
 import pytest
 import torch
 
-from d3s2.arrays import load_npz
-from d3s2.config import EMBEDDED_WEIGHTS
-from d3s2.errors import D3S2Error
-from d3s2.generators import load_generator
-from d3s2.proxy import load_proxy
+from d3s2.core.errors import D3S2Error
+from d3s2.core.files import load_npz
+from d3s2.core.places import EMBEDDED_WEIGHTS
+from d3s2.models.load import load_generator, load_proxy
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "d3s2").rglob("*.py"), *(ROOT / "notebooks").rglob("*.ipynb")])
 
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE = {
-    "eval", "exec", "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "tempfile.mktemp",
-    "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "torch.hub.load", "torch.jit.load",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "os.system",
+    "os.popen",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
+    "tempfile.mktemp",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "torch.hub.load",
+    "torch.jit.load",
+}
 UNSAFE_METHODS = {"read_pickle", "to_pickle", "load_checkpoint"}  # pandas, mmengine
 NEEDS = {
     "torch.load": ("weights_only", True),
@@ -42,9 +54,11 @@ FORBIDDEN = {"shell": True, "trust_remote_code": True, "allow_pickle": True, "we
 EVERYWHERE = re.compile(r"0\.0\.0\.0|^(tcp://)?(\[::\]|::)(:\d+)?$")
 
 
-# ---------------------------------------------------------------------------------------------------- the search
+# --------------------------------------------------------------------------------------- the search
 def source_of(path: Path) -> str:
-    """The Python of a module, or of all code cells of a notebook; shell and magic lines are left out."""
+    """The Python of a module, or of all code cells of a notebook; shell and magic lines are left
+    out.
+    """
     if path.suffix == ".py":
         return path.read_text(encoding="utf-8")
     notebook = nbformat.read(path, as_version=4)
@@ -63,17 +77,34 @@ def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
     """(name here, full name) of everything that import statements bring in."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.asname or alias.name.split(".")[0], alias.name if alias.asname else alias.name.split(".")[0])
-                        for alias in node.names)  # fmt: skip
+            yield from (
+                (
+                    alias.asname or alias.name.split(".")[0],
+                    alias.name if alias.asname else alias.name.split(".")[0],
+                )
+                for alias in node.names
+            )
         elif isinstance(node, ast.ImportFrom):
-            yield from ((alias.asname or alias.name, f"{node.module}.{alias.name}") for alias in node.names)
+            yield from (
+                (alias.asname or alias.name, f"{node.module}.{alias.name}") for alias in node.names
+            )
 
 
 def _judge(node: ast.AST, names: dict[str, str]) -> Iterator[tuple[int, str]]:
     if isinstance(node, ast.Import | ast.ImportFrom):
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-        yield from ((node.lineno, f"imports {name}") for name in modules if name.split(".")[0] in PICKLERS)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and EVERYWHERE.search(node.value):
+        modules = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+        )
+        yield from (
+            (node.lineno, f"imports {name}") for name in modules if name.split(".")[0] in PICKLERS
+        )
+    elif (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and EVERYWHERE.search(node.value)
+    ):
         yield node.lineno, f"listens everywhere: {node.value!r}"
     elif isinstance(node, ast.Call):
         yield from ((node.lineno, what) for what in _judge_call(node, _dotted(node.func, names)))
@@ -86,13 +117,21 @@ def _judge_call(node: ast.Call, name: str) -> Iterator[str]:
         yield f"calls {name}"
     for needed in {name, method} & NEEDS.keys():
         keyword, value = NEEDS[needed]
-        if given.get(keyword, "missing") != value and not re.search(r"Scheduler\.from_pretrained$", name):  # those are JSON
+        if given.get(keyword, "missing") != value and not re.search(
+            r"Scheduler\.from_pretrained$", name
+        ):  # those are JSON
             yield f"calls {name} without {keyword}={value!r}"
-    yield from (f"{word}={value}" for word, value in FORBIDDEN.items() if word in given and given[word] is value)
+    yield from (
+        f"{word}={value}"
+        for word, value in FORBIDDEN.items()
+        if word in given and given[word] is value
+    )
 
 
 def _dotted(node: ast.expr, names: dict[str, str]) -> str:
-    """`np.load` as numpy.load; what is no plain name (a call's result, an element) as an empty part."""
+    """`np.load` as numpy.load; what is no plain name (a call's result, an element) as an empty
+    part.
+    """
     if isinstance(node, ast.Attribute):
         return f"{_dotted(node.value, names)}.{node.attr}"
     return names.get(node.id, node.id) if isinstance(node, ast.Name) else ""
@@ -106,18 +145,32 @@ def test_the_sources_are_safe(path: Path) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        "import pickle", "from dill import loads", "import joblib as j", "import pandas as pd\npd.read_pickle('x')",
-        "import torch\ntorch.load('x')", "from torch import load as read\nread('x', weights_only=False)",
-        "import torch\ntorch.load('x', weights_only=flag)", "import numpy as np\nnp.load('x')",
-        "import numpy\nwith numpy.load('x', allow_pickle=True) as f: pass", "import yaml\nyaml.load(text, Loader)",
-        "from yaml import unsafe_load\nunsafe_load(text)", "eval('1')", "exec(text)", "import os\nos.system('ls')",
-        "import subprocess as sp\nsp.run('ls', shell=True)", "archive.extractall('x')",
+        "import pickle",
+        "from dill import loads",
+        "import joblib as j",
+        "import pandas as pd\npd.read_pickle('x')",
+        "import torch\ntorch.load('x')",
+        "from torch import load as read\nread('x', weights_only=False)",
+        "import torch\ntorch.load('x', weights_only=flag)",
+        "import numpy as np\nnp.load('x')",
+        "import numpy\nwith numpy.load('x', allow_pickle=True) as f: pass",
+        "import yaml\nyaml.load(text, Loader)",
+        "from yaml import unsafe_load\nunsafe_load(text)",
+        "eval('1')",
+        "exec(text)",
+        "import os\nos.system('ls')",
+        "import subprocess as sp\nsp.run('ls', shell=True)",
+        "archive.extractall('x')",
         "tarfile.open('x').extractall(filter='tar')",
-        "Model.from_pretrained('x')", "Model.from_pretrained('x', use_safetensors=True, trust_remote_code=True)",
-        "serve(host='0.0.0.0')", "address = 'tcp://0.0.0.0:8786'", "bind('::')", "runner.load_checkpoint('x')",
+        "Model.from_pretrained('x')",
+        "Model.from_pretrained('x', use_safetensors=True, trust_remote_code=True)",
+        "serve(host='0.0.0.0')",
+        "address = 'tcp://0.0.0.0:8786'",
+        "bind('::')",
+        "runner.load_checkpoint('x')",
         "def f():\n    import shelve",
     ],
-)  # fmt: skip
+)
 def test_the_search_finds(bad: str) -> None:
     assert unsafe(bad)
 
@@ -125,18 +178,25 @@ def test_the_search_finds(bad: str) -> None:
 @pytest.mark.parametrize(
     "good",
     [
-        "network.eval()", "import numpy as np\nnp.load('x', allow_pickle=False)", "pattern.exec_count", "Ranking.load('x')",
-        "import torch\ntorch.load('x', weights_only=True, map_location='cpu')", "import yaml\nyaml.safe_load(text)",
-        "archive.extractall('x', filter='data')", "DDIMScheduler.from_pretrained('x')", "name = 'a::b'",
-        "import subprocess\nsubprocess.run(['ls'], check=True)", "address = '127.0.0.1'",
+        "network.eval()",
+        "import numpy as np\nnp.load('x', allow_pickle=False)",
+        "pattern.exec_count",
+        "Ranking.load('x')",
+        "import torch\ntorch.load('x', weights_only=True, map_location='cpu')",
+        "import yaml\nyaml.safe_load(text)",
+        "archive.extractall('x', filter='data')",
+        "DDIMScheduler.from_pretrained('x')",
+        "name = 'a::b'",
+        "import subprocess\nsubprocess.run(['ls'], check=True)",
+        "address = '127.0.0.1'",
         "Model.from_pretrained('x', use_safetensors=True)",
     ],
-)  # fmt: skip
+)
 def test_the_search_leaves_alone(good: str) -> None:
     assert unsafe(good) == []
 
 
-# ----------------------------------------------------------------------------------------------------- the traps
+# ---------------------------------------------------------------------------------------- the traps
 class Trap:
     """Makes a file when it is unpickled."""
 
@@ -163,10 +223,16 @@ def test_arrays_with_objects_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "caught").exists()
 
 
-@pytest.mark.parametrize(("load", "folder"), [(load_proxy, "proxy"), (load_generator, "generator/unet")])
-def test_pickled_weights_are_refused(load: Callable[[Path], object], folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("load", "folder"), [(load_proxy, "proxy"), (load_generator, "generator/unet")]
+)
+def test_pickled_weights_are_refused(
+    load: Callable[[Path], object], folder: str, tmp_path: Path
+) -> None:
     top = folder.split("/")[0]
-    shutil.copytree(EMBEDDED_WEIGHTS / top, tmp_path / top, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        EMBEDDED_WEIGHTS / top, tmp_path / top, ignore=shutil.ignore_patterns("*.safetensors")
+    )
     stream = io.BytesIO()
     torch.save({"weight": Trap(tmp_path / "caught")}, stream)
     (tmp_path / folder / "diffusion_pytorch_model.bin").write_bytes(stream.getvalue())

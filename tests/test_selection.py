@@ -1,4 +1,6 @@
-"""The selection's guarantees: bound, monotone gains, laziness without consequence, and its limits."""
+"""The selection's guarantees: bound, monotone gains, laziness without consequence, and its
+limits.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from d3s2.errors import D3S2Error
+from d3s2.core.errors import D3S2Error
 from d3s2.selection import (
     Ranking,
     budget_size,
@@ -25,12 +27,14 @@ from d3s2.selection import (
     random_ranking,
     uniform_ranking,
 )
-from d3s2.statistics import PixelCounts
+from d3s2.statistics.pixels import PixelCounts
 
 SEEDS = st.integers(0, 100_000)
 
 
-def matrix_of(seed: int, masks: int = 12, classes: int = 4, density: float = 0.5) -> sparse.csr_array:
+def matrix_of(
+    seed: int, masks: int = 12, classes: int = 4, density: float = 0.5
+) -> sparse.csr_array:
     rng = np.random.default_rng(seed)
     dense = rng.random((masks, classes)) * (rng.random((masks, classes)) < density)
     return sparse.csr_array(dense)
@@ -38,7 +42,9 @@ def matrix_of(seed: int, masks: int = 12, classes: int = 4, density: float = 0.5
 
 def counts_of(dense: np.ndarray) -> PixelCounts:
     dense = np.asarray(dense, dtype=np.int64)
-    return PixelCounts(sparse.csr_array(dense), dense.sum(1), tuple(f"{i:05d}" for i in range(len(dense))))
+    return PixelCounts(
+        sparse.csr_array(dense), dense.sum(1), tuple(f"{i:05d}" for i in range(len(dense)))
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,8 +62,14 @@ def test_greedy_keeps_its_bound_against_brute_force(seed: int, delta: float) -> 
 def test_lazy_is_naive_and_gains_fall(seed: int, budget: int, delta: float) -> None:
     matrix = matrix_of(seed, 40, 6, 0.3)
     weights = np.random.default_rng(seed).random(6)
-    lazy, naive = greedy(matrix, weights, budget, delta), naive_greedy(matrix, weights, budget, delta)
-    assert lazy.indices.tolist() == naive.indices.tolist() and lazy.gains.tolist() == naive.gains.tolist()
+    lazy, naive = (
+        greedy(matrix, weights, budget, delta),
+        naive_greedy(matrix, weights, budget, delta),
+    )
+    assert (
+        lazy.indices.tolist() == naive.indices.tolist()
+        and lazy.gains.tolist() == naive.gains.tolist()
+    )
     assert (np.diff(lazy.gains) <= 1e-15).all() and (lazy.gains >= 0).all()
 
 
@@ -79,7 +91,10 @@ def test_lazy_is_naive_with_many_ties(seed: int) -> None:
 def test_the_order_of_the_masks_does_not_matter(seed: int) -> None:
     matrix, weights = matrix_of(seed, 30, 5), np.random.default_rng(seed).random(5)
     order = np.random.default_rng(seed + 1).permutation(30)
-    plain, shuffled = greedy(matrix, weights, 10), greedy(sparse.csr_array(matrix[order]), weights, 10)
+    plain, shuffled = (
+        greedy(matrix, weights, 10),
+        greedy(sparse.csr_array(matrix[order]), weights, 10),
+    )
     assert order[shuffled.indices].tolist() == plain.indices.tolist()  # random reals: no ties
 
 
@@ -131,7 +146,7 @@ def test_single_class_masks_are_picked_in_turn() -> None:
     assert weighted == pytest.approx([60, 20, 20], abs=2)
 
 
-# ----------------------------------------------------------------------------- ingredients of the objective
+# --------------------------------------------------------------------- ingredients of the objective
 def test_presence_saturates() -> None:
     counts = counts_of([[1000, 0, 0], [980, 20, 0], [990, 10, 0], [0, 0, 0]])
     expected = [[1, 0, 0], [1, 1, 0], [1, 0.5, 0], [0, 0, 0]]
@@ -156,7 +171,14 @@ def test_class_weights() -> None:
 
 
 def test_budget_size() -> None:
-    assert [budget_size(b, 4000) for b in (0.01, 1.0, 0.00001, 40, 40.0, 4000)] == [40, 4000, 1, 40, 40, 4000]
+    assert [budget_size(b, 4000) for b in (0.01, 1.0, 0.00001, 40, 40.0, 4000)] == [
+        40,
+        4000,
+        1,
+        40,
+        40,
+        4000,
+    ]
     assert budget_size(0.01, 20_210) == 202 and budget_size(0.01, 118_287) == 1183
     assert budget_size(np.float64(0.05), 367) == 18 and budget_size(np.int64(3), 9) == 3
     for wrong in (0, 0.0, -1, -0.1, 1.5, 4001, 4001.0, float("nan"), float("inf"), True, "1"):
@@ -178,7 +200,7 @@ def test_wrong_arguments_are_named() -> None:
         greedy(matrix, np.ones(4)).first(99)
 
 
-# ------------------------------------------------------------------------------------ baselines and coverage
+# --------------------------------------------------------------------------- baselines and coverage
 def test_baselines_are_seeded_permutations() -> None:
     counts = counts_of(matrix_of(1, 50, 5, 0.2).toarray() * 100)
     for rank in (lambda seed: random_ranking(50, seed), lambda seed: uniform_ranking(counts, seed)):
@@ -218,11 +240,16 @@ def test_ranking_survives_the_disk(tmp_path: Path) -> None:
     ranking = greedy(matrix_of(2), np.ones(4))
     ranking.save(tmp_path / "r.npz")
     loaded = Ranking.load(tmp_path / "r.npz")
-    assert loaded.indices.tolist() == ranking.indices.tolist() and loaded.gains.tolist() == ranking.gains.tolist()
+    assert (
+        loaded.indices.tolist() == ranking.indices.tolist()
+        and loaded.gains.tolist() == ranking.gains.tolist()
+    )
 
 
 def long_tail(masks: int = 20_210, classes: int = 150, seed: int = 0) -> PixelCounts:
-    """Sparse counts the size of ADE20K: class frequencies fall as a power law, 9 classes an image."""
+    """Sparse counts the size of ADE20K: class frequencies fall as a power law, 9 classes an
+    image.
+    """
     rng = np.random.default_rng(seed)
     odds = np.minimum(0.75, 0.9 / np.arange(1, classes + 1) ** 0.66)
     present = rng.random((masks, classes)) < odds
@@ -236,5 +263,11 @@ def test_selection_at_the_size_of_ade20k_is_quick() -> None:
     begun = time.process_time()
     ranking = greedy(matrix, weights, 202)
     assert time.process_time() - begun < 5.0  # 1.5 s is the aim on an idle core; machines differ
-    spread, chance = (coverage(matrix, r.first(202)) for r in (ranking, random_ranking(len(counts), 0)))
-    assert spread.covered >= chance.covered and spread.gini < chance.gini and spread.smallest > chance.smallest
+    spread, chance = (
+        coverage(matrix, r.first(202)) for r in (ranking, random_ranking(len(counts), 0))
+    )
+    assert (
+        spread.covered >= chance.covered
+        and spread.gini < chance.gini
+        and spread.smallest > chance.smallest
+    )

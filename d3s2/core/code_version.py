@@ -1,0 +1,68 @@
+"""The version of a piece of code: a digest of its modules' sources and of all they import from this
+package.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+
+from d3s2.core.errors import D3S2Error
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def code_version(*modules: str) -> str:
+    """SHA-256 over the sources of these modules of d3s2 and of all they import from d3s2, directly
+    or not.
+
+    Names are given inside the package ("selection", "data.scenes") or in full. Imports are read
+    from the syntax tree, those inside functions too; so editing `plots` leaves a stage valid whose
+    modules never import it. The package's own `__init__` (only the version number) does not count.
+    """
+    sources: dict[str, str] = {}
+    waiting = ["d3s2." + name.removeprefix("d3s2.") for name in modules]
+    while waiting:
+        name = waiting.pop()
+        if name in sources or name == "d3s2":
+            continue
+        path = _source_file(name)
+        if path is None:
+            raise D3S2Error(f"There is no module {name!r}, whose version a stage asks for.")
+        sources[name] = path.read_text(encoding="utf-8")
+        waiting += _imports(name, ast.parse(sources[name]), path.name == "__init__.py")
+    return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
+
+
+def is_module(name: str) -> bool:
+    """True when `name`, in full, is a module or package inside d3s2."""
+    return name.startswith("d3s2.") and _source_file(name) is not None
+
+
+def _source_file(module: str) -> Path | None:
+    base = PACKAGE.joinpath(*module.split(".")[1:])
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _imports(module: str, tree: ast.AST, is_package: bool) -> list[str]:
+    """Modules of d3s2 named by import statements, with the packages they lie in."""
+    here = module.split(".") if is_package else module.split(".")[:-1]
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] if node.level else []
+            parent = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {parent, *(f"{parent}.{alias.name}" for alias in node.names)}
+    parents = {
+        ".".join(name.split(".")[:depth])
+        for name in names
+        for depth in range(2, name.count(".") + 1)
+    }
+    return sorted(name for name in names | parents if is_module(name))

@@ -1,0 +1,34 @@
+"""The one exception that is meant for the reader's eyes, and a sentence that two chapters say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class D3S2Error(Exception):
+    """A problem the user can mend.
+
+    The message names the thing, the value that was found and the fix, in one or two sentences. The
+    command line prints it without a traceback and exits with code 2.
+    """
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work of a command: 0, or 2 with the sentence on stderr for a `D3S2Error`."""
+    try:
+        work()
+    except D3S2Error as error:
+        print(f"d3s2: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def what_to_lower(images: int, batch: str, more: str) -> str:
+    """The sentence for a GPU whose memory is too small for so many images at once.
+
+    batch: the parameter that says how many; more: what else helps, also for a single image.
+    """
+    several = f"{images} images at once: lower {batch} or set out_of_memory=halve, then take"
+    case = several if images > 1 else "a single image: take"
+    return f"The GPU's memory is too small for {case} {more}. What is finished is kept."

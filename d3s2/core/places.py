@@ -1,0 +1,23 @@
+"""Where things lie: the checkout and its notebooks, the folder of data and runs, the weights of the
+package.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+EMBEDDED_WEIGHTS = PACKAGE / "weights" / "scenes"
+
+
+def home() -> Path:
+    """Where `runs/` and `data/` go: $D3S2_HOME, else the checkout, else the working directory."""
+    if chosen := os.environ.get("D3S2_HOME"):
+        return Path(chosen).expanduser().absolute()
+    return notebooks_folder().parent if notebooks_folder().is_dir() else Path.cwd()
+
+
+def notebooks_folder() -> Path:
+    """The checkout's `notebooks/`, which lies beside the package."""
+    return PACKAGE.parent / "notebooks"

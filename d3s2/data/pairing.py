@@ -1,0 +1,94 @@
+"""Which image belongs to which mask: files of two folders, paired by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from d3s2.core.errors import D3S2Error
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+MASK_SUFFIXES = (".png",)
+
+
+def existing_folder(root: Path | str) -> Path:
+    """`root` as a path. Raises D3S2Error when there is no such folder."""
+    if not Path(root).is_dir():
+        raise D3S2Error(f"data folder {root} does not exist: check data_root.")
+    return Path(root)
+
+
+def checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """`size` itself. Raises D3S2Error unless it is None or two positive numbers."""
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise D3S2Error(
+            f"image size {size} is not a pair of positive numbers: give (height, width)."
+        )
+    return size
+
+
+class Pairs(NamedTuple):
+    """The images of a split in the sorted order of their ids."""
+
+    ids: tuple[str, ...]
+    image_paths: tuple[Path, ...]
+    label_paths: tuple[Path, ...]
+
+
+def pair_up(images: Path, labels: Path) -> Pairs:
+    """The images of one folder and the PNG masks of another that have the same names.
+
+    Raises D3S2Error for a missing folder, two images of one name, and whatever `pairs` finds.
+    """
+    return pairs(
+        files_by_stem(images, IMAGE_SUFFIXES), files_by_stem(labels, MASK_SUFFIXES), images, labels
+    )
+
+
+def pairs(
+    image_files: dict[str, Path], label_files: dict[str, Path], images: Path, labels: Path
+) -> Pairs:
+    """Images and masks by name, put together. Raises D3S2Error where one lacks the other, naming
+    both folders.
+    """
+    if not image_files and not label_files:
+        raise D3S2Error(
+            f"{images} holds no image: put files such as 0001.png there, or check the split's name."
+        )
+    alone = sorted(image_files.keys() - label_files.keys())
+    if alone:
+        raise D3S2Error(
+            f"image {image_files[alone[0]]} has no mask ({len(alone)} such): "
+            f"add {labels / (alone[0] + '.png')} or take the image away."
+        )
+    alone = sorted(label_files.keys() - image_files.keys())
+    if alone:
+        raise D3S2Error(
+            f"mask {label_files[alone[0]]} has no image ({len(alone)} such): "
+            f"add {images / alone[0]}.png (or .jpg) or take the mask away."
+        )
+    ids = tuple(sorted(image_files))
+    return Pairs(
+        ids, tuple(image_files[name] for name in ids), tuple(label_files[name] for name in ids)
+    )
+
+
+def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder by their names without suffix. Raises D3S2Error for two of one name,
+    and no folder.
+    """
+    if not folder.is_dir():
+        raise D3S2Error(
+            f"folder {folder} does not exist: check data_root and the layout of the data."
+        )
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
+            continue
+        if path.stem in files:
+            raise D3S2Error(
+                f"{path} and {files[path.stem].name} have the same id {path.stem!r}: keep one "
+                "of them."
+            )
+        files[path.stem] = path
+    return files

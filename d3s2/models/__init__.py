@@ -1,0 +1,3 @@
+"""Generators and proxies behind one door: the embedded ones, Stable Diffusion, any mmsegmentation
+model.
+"""

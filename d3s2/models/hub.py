@@ -1,0 +1,143 @@
+"""Pretrained models in diffusers' format: where they lie, whether they are whole, and the command
+that fetches them.
+
+Nothing is downloaded unless it was asked for, and nothing is unpickled: weights are safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from d3s2.core.errors import D3S2Error
+
+MODEL_FILES = ("config.json", "*model.safetensors")
+"""Half-precision copies, which some models add, have other names: nobody needs to fetch them too.
+"""
+_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model: a folder, or `owner/name` on the Hugging Face hub, at a revision (a commit, tag or
+    branch; "" = main).
+
+    parts: what must be in it, {subfolder ("" = the folder itself): patterns of files of which each
+    needs one match}.
+    """
+
+    place: str
+    parts: dict[str, Sequence[str]]
+    revision: str = ""
+
+    @property
+    def command(self) -> str:
+        """The command that fetches it."""
+        if self.is_path:
+            return (
+                f"put the model into {self.place}, for example: hf download OWNER/NAME "
+                f"--local-dir {self.place}"
+            )
+        patterns = " ".join(f"--include '{pattern}'" for pattern in self.patterns())
+        return (
+            f"hf download {self.place} "
+            f"{f'--revision {self.revision} ' if self.revision else ''}{patterns}"
+        )
+
+    @property
+    def is_path(self) -> bool:
+        """Whether `place` can only be a folder of this machine."""
+        return (
+            Path(self.place).is_dir()
+            or Path(self.place).is_absolute()
+            or self.place.count("/") != 1
+        )
+
+    def patterns(self) -> list[str]:
+        """The files that are needed, for a download."""
+        return [
+            f"{part}/{pattern}" if part else pattern
+            for part, needed in self.parts.items()
+            for pattern in needed
+        ]
+
+
+def locate(source: Source, download: bool = False) -> Path:
+    """The folder of a model that is whole.
+
+    download: fetch from the hub what is not here; False never touches the network.
+    Raises D3S2Error, naming what is missing or damaged, and the command that fetches it.
+    """
+    folder = Path(source.place) if source.is_path else _from_hub(source, download)
+    if not folder.is_dir():
+        raise D3S2Error(f"No model in {folder}: {source.command}")
+    for part, patterns in source.parts.items():
+        _check_part(folder / part, patterns, source)
+    return folder
+
+
+def _from_hub(source: Source, download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            source.place,
+            revision=source.revision or None,
+            local_files_only=not download,
+            allow_patterns=source.patterns(),
+        )
+    except (
+        Exception
+    ) as error:  # the hub's client raises its own kinds and those of several HTTP libraries
+        reason = "could not be fetched" if download else "is not on this machine"
+        raise D3S2Error(
+            f"The model {source.place} {reason} ({type(error).__name__}). Fetch it: "
+            f"{source.command}"
+        ) from error
+    return Path(found)
+
+
+def _check_part(folder: Path, patterns: Sequence[str], source: Source) -> None:
+    for pattern in patterns:
+        if any(folder.glob(pattern)):
+            continue
+        if pattern.endswith(".safetensors") and any(
+            path for kind in _PICKLES for path in folder.glob(kind)
+        ):
+            raise D3S2Error(
+                f"{folder} holds weights as a pickle, which can run code: d3s2 loads "
+                "safetensors only. "
+                f"Fetch those: {source.command}"
+            )
+        raise D3S2Error(
+            f"{folder} lacks {pattern}: the model is missing or half downloaded. Fetch it: "
+            f"{source.command}"
+        )
+    for path in sorted(folder.glob("*.safetensors")):
+        if problem := damage(path):
+            raise D3S2Error(f"{path} {problem}. Delete it and fetch it again: {source.command}")
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a safetensors file, judged by its header and length; "" when it is
+    whole.
+    """
+    try:
+        with safe_open(path, framework="np"):
+            return ""
+    except SafetensorError as error:
+        return f"is damaged, or only its beginning ({error})"
+
+
+def problems(sources: Iterable[Source]) -> list[str]:
+    """What `locate` would raise for each model that is missing or damaged; touches no network."""
+    found = []
+    for source in sources:
+        try:
+            locate(source)
+        except D3S2Error as error:
+            found.append(str(error))
+    return found

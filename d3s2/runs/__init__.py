@@ -1,0 +1,3 @@
+"""A run: parameters and profiles, stages on disk, notebooks through papermill, sweeps, the command
+line.
+"""

@@ -1,0 +1,311 @@
+"""The command line: `d3s2 run`, `sweep`, `check`, `fetch`, `results`, `lab`, `publish`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from d3s2 import __version__
+from d3s2.core import places
+from d3s2.core.errors import D3S2Error
+from d3s2.core.processes import end_with_parent
+from d3s2.runs import config
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (a notebook or a check failed), 2 (bad input), 130
+    (Ctrl-C).
+    """
+    from d3s2.runs.runner import NotebookFailed
+
+    options = _parser().parse_args(arguments)
+    end_with_parent()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal without the letter ± is no reason to fail
+    try:
+        return options.command(options)
+    except NotebookFailed as error:
+        print(f"d3s2: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except D3S2Error as error:
+        print(f"d3s2: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("d3s2: The disk is full: free some space, then run the same again.", file=sys.stderr)
+        return EXIT_USAGE
+    except UnicodeEncodeError:
+        print(
+            "d3s2: A path has letters that this machine's language setting "
+            f"({sys.getfilesystemencoding()}) does not know: "
+            "set PYTHONUTF8=1, then run the same again.",
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("\nd3s2: stopped. The same command goes on from here.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="d3s2", description="Dataset distillation for semantic segmentation."
+    )
+    parser.add_argument("--version", action="version", version=f"d3s2 {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = commands.add_parser("run", help="execute the notebooks that are not up to date, in order")
+    _add_parameters(run)
+    run.add_argument(
+        "--from",
+        dest="first",
+        type=_number,
+        metavar="NN",
+        help="execute notebook NN and all after it",
+    )
+    run.add_argument(
+        "--until", dest="last", type=_number, metavar="NN", help="stop after notebook NN"
+    )
+    run.add_argument(
+        "--force", action="store_true", help="execute all and make every artefact anew"
+    )
+    _add_places(run)
+    run.set_defaults(command=_run)
+
+    sweep = commands.add_parser(
+        "sweep", help="a run for every point of a grid of parameters, and a table over them"
+    )
+    _add_parameters(sweep)
+    sweep.add_argument(
+        "-g",
+        dest="grid",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,VALUE",
+        help="values of a parameter; may be repeated: all combinations are run",
+    )
+    sweep.add_argument(
+        "--sweep-dir", type=Path, help="folder of all its runs; default: runs/sweep-<profile>"
+    )
+    _add_places(sweep)
+    sweep.set_defaults(command=_sweep)
+
+    check = commands.add_parser(
+        "check", help="say what is installed, and what of the data and weights is missing"
+    )
+    _add_parameters(check)
+    check.set_defaults(command=_check)
+
+    results = commands.add_parser("results", help="print the result table of a finished run")
+    _add_parameters(results)
+    results.set_defaults(command=_results)
+
+    for command in (run, check, results):
+        command.add_argument("--run-dir", help="folder of the run; default: runs/<profile>")
+
+    lab = commands.add_parser(
+        "lab", help="JupyterLab on the notebooks; beyond this machine only with a token"
+    )
+    lab.add_argument(
+        "--address", default="127.0.0.1", help="where it listens; default: this machine only"
+    )
+    lab.add_argument("--port", type=int, default=8888)
+    lab.add_argument("--allow-root", action="store_true", help="let root start it")
+    lab.set_defaults(command=_lab)
+
+    fetch = commands.add_parser(
+        "fetch",
+        help="fetch a public data set, or a file such as published weights; goes on where it "
+        "broke off",
+    )
+    fetch.add_argument("what", choices=["ade20k", "cocostuff", "voc2012", "voc2012aug", "file"])
+    fetch.add_argument(
+        "places",
+        nargs="+",
+        metavar="FOLDER | URL FILE",
+        help="where the data goes; for a file: from where, and its path",
+    )
+    fetch.add_argument("--checksum", default="", metavar="sha256:DIGITS", help="of a file")
+    fetch.add_argument(
+        "--mirror",
+        default="",
+        metavar="URL",
+        help="address that holds the archives of a data set instead",
+    )
+    fetch.add_argument(
+        "--keep", action="store_true", help="keep the archives once they are unpacked"
+    )
+    fetch.set_defaults(command=_fetch)
+
+    publish = commands.add_parser(
+        "publish", help="put a run's executed notebooks into notebooks/, fit to commit"
+    )
+    publish.add_argument("run_dir", type=Path)
+    publish.add_argument("--to", type=Path, help="another folder")
+    publish.set_defaults(command=_publish)
+    return parser
+
+
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile", choices=list(config.PROFILES), default="scenes", help="default: scenes"
+    )
+    parser.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a notebook parameter; may be repeated",
+    )
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--notebooks", type=Path, help="another folder of notebooks NN_name.ipynb")
+    parser.add_argument(
+        "--scheduler",
+        default="",
+        metavar="local|ADDRESS",
+        help="spread the work over processes of this machine, or a Dask cluster; default: neither",
+    )
+
+
+def _number(text: str) -> int:
+    """A notebook's number: 3, 03, 03_guided_sampling or its file name."""
+    try:
+        return int(Path(text).name[:2])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no notebook number such as 03") from None
+
+
+def parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """What was set on the command line, as typed values. Raises D3S2Error naming what is wrong with
+    it.
+    """
+    names: dict[str, Any] = {"profile": options.profile}
+    for text in options.parameters:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise D3S2Error(f"-p {text} has no value: write -p {text}=VALUE.")
+        names[name] = config.parse(name, value)
+    if getattr(options, "run_dir", None) is not None:
+        names["run_dir"] = options.run_dir
+    return names
+
+
+def _run(options: argparse.Namespace) -> int:
+    from d3s2.runs import runner
+
+    plan = runner.Plan(options.first, options.last, options.force)
+    settings = runner.run(parameters(options), plan, options.notebooks, options.scheduler)
+    run_dir = Path(settings.run_dir)
+    for name, seconds, peak_mb in runner.timings(run_dir):
+        print(f"  {name:<26} {seconds:7.1f} s  {peak_mb:6d} MB")
+    if (run_dir / "report" / "results.md").is_file():
+        print(f"\n{runner.results(run_dir)}\n")
+    for what, folder in (
+        ("executed notebooks", runner.EXECUTED),
+        ("distilled dataset", "distilled"),
+        ("report", "report"),
+    ):
+        if (run_dir / folder).is_dir():
+            print(f"{what + ':':<20} {run_dir / folder}")
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from d3s2.runs import sweep
+
+    fixed = parameters(options)
+    folder = (options.sweep_dir or places.home() / "runs" / f"sweep-{options.profile}").absolute()
+    grid = sweep.parse_grid(options.grid, fixed)
+    records = sweep.sweep(
+        fixed,
+        grid,
+        folder,
+        options.scheduler,
+        options.notebooks,
+        lambda line: print(line, flush=True),
+    )
+    print(
+        f"\n{(folder / 'table.md').read_text(encoding='utf-8')}\nreport: {folder / 'report.html'}"
+    )
+    return EXIT_FAILED if any(record["state"] == sweep.FAILED for record in records) else 0
+
+
+def _lab(options: argparse.Namespace) -> int:
+    from d3s2.runs import lab
+
+    lab.start(options.address, options.port, options.allow_root)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from d3s2.runs import readiness
+
+    good = True
+    for line in readiness.check(config.resolve(parameters(options), remember=False)):
+        print(line, flush=True)
+        good &= line.ok
+    return 0 if good else EXIT_FAILED
+
+
+def _results(options: argparse.Namespace) -> int:
+    from d3s2.runs import runner
+
+    print(runner.results(config.resolve(parameters(options), remember=False).run_dir))
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from d3s2.data import fetch
+
+    wanted = 2 if options.what == "file" else 1
+    if len(options.places) != wanted:
+        raise D3S2Error(
+            f"fetch {options.what} takes {'URL FILE' if wanted == 2 else 'FOLDER'}: "
+            f"{len(options.places)} words were given."
+        )
+    if options.what == "file":
+        print(fetch.download(options.places[0], Path(options.places[1]), options.checksum))
+        return 0
+    if options.what == "voc2012aug":
+        raise D3S2Error(
+            "The augmented VOC has no archive that can be fetched by address: fetch voc2012, "
+            "then put "
+            "SegmentationClassAug and ImageSets/Segmentation/trainaug.txt into its VOC2012 "
+            "(mmsegmentation's "
+            "voc_aug.py makes them from SBD)."
+        )
+    folder = Path(options.places[0])
+    fetch.fetch_dataset(
+        fetch.ARCHIVES[options.what],
+        folder,
+        lambda line: print(line, flush=True),
+        options.mirror,
+        options.keep,
+    )
+    print(f"Use it with -p data_root={folder.absolute()}")
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from d3s2.runs import runner
+
+    for path in runner.publish_run(options.run_dir, options.to):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

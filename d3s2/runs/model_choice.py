@@ -1,0 +1,242 @@
+"""Which generator, proxy and network a run uses: its settings resolved once, into values that say
+it.
+
+A model is *pretrained*, named by the settings and loaded from its own files, or *trained here*, on
+the run's training split, from the embedded weights. What is pretrained is never copied: a note
+stands for it (see `models.load`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from d3s2.core.errors import D3S2Error
+from d3s2.core.files import digest, sha256, write_json
+from d3s2.core.places import home
+from d3s2.data.dataset import SegmentationDataset
+from d3s2.models.control_colors import control_colors
+from d3s2.models.hub import locate, problems
+from d3s2.models.load import GENERATOR_NOTE, PROXY_NOTE, digest_of
+from d3s2.models.mmseg_proxy import published_weights
+from d3s2.models.stable_diffusion import DiffusionOptions
+from d3s2.runs.config import MODELS, Settings
+
+
+@dataclass(frozen=True)
+class TrainedHere:
+    """A network of ours, trained on the run's data for so many iterations."""
+
+    iterations: int
+
+    def check(self) -> Iterator[str]:
+        """Nothing can be missing."""
+        return iter(())
+
+
+@dataclass(frozen=True)
+class PretrainedGenerator:
+    """Stable Diffusion with a ControlNet, and the colours in which the ControlNet expects a
+    layout.
+    """
+
+    options: DiffusionOptions
+    palette: str
+
+    def check(self) -> Iterator[str]:
+        """A sentence for each model that is missing or damaged, with the command that fetches
+        it.
+        """
+        yield from problems(self.options.sources())
+
+    def files(self) -> list[Path]:
+        """All files of the models. Raises D3S2Error for a model that is missing."""
+        folders = [locate(source, self.options.download) for source in self.options.sources()]
+        return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+
+    def write_note(self, dataset: SegmentationDataset, folder: Path) -> None:
+        """Write the note. Raises D3S2Error for models that are missing, and classes without a
+        control colour.
+        """
+        sources = self.options.sources()
+        folders = {
+            str(i): locate(source, self.options.download) for i, source in enumerate(sources)
+        }
+        colors = control_colors(dataset.classes, self.palette)
+        note = {
+            "options": asdict(self.options),
+            "names": dataset.class_names,
+            "colors": colors.tolist(),
+        }
+        write_json(folder / GENERATOR_NOTE, note | {"digest": digest_of(folders)})
+
+    def __str__(self) -> str:
+        return f"{self.options.model} with {self.options.controlnet}"
+
+
+@dataclass(frozen=True)
+class PretrainedProxy:
+    """A model of mmsegmentation. checkpoint: its weights; address: where they are published, "" =
+    nowhere known.
+    """
+
+    config: str
+    checkpoint: Path
+    address: str
+    layers: tuple[str, ...]
+
+    def check(self) -> Iterator[str]:
+        """A sentence when the checkpoint is missing."""
+        if not self.checkpoint.is_file():
+            yield _missing(
+                "the proxy's checkpoint", self.checkpoint, self.address, "proxy_checkpoint"
+            )
+
+    def files(self) -> list[Path]:
+        """The checkpoint. Raises D3S2Error when it is missing."""
+        for sentence in self.check():
+            raise D3S2Error(sentence)
+        return [self.checkpoint]
+
+    def write_note(self, dataset: SegmentationDataset, folder: Path) -> None:
+        """Write the note. Raises D3S2Error for a checkpoint that is missing."""
+        note = {"config": self.config, "checkpoint": str(self.checkpoint), "layers": self.layers}
+        (path,) = self.files()
+        write_json(
+            folder / PROXY_NOTE, note | {"num_classes": dataset.num_classes, "digest": sha256(path)}
+        )
+
+    def __str__(self) -> str:
+        return str(self.checkpoint)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The generator and the proxy of a run. shipped: their weights come with the package.
+
+    folder: where `proxy/` and `generator/` lie, or will; decides: the settings that say which
+    models they are.
+    """
+
+    generator: TrainedHere | PretrainedGenerator
+    proxy: TrainedHere | PretrainedProxy
+    folder: Path
+    shipped: bool
+    decides: dict[str, Any]
+
+    @cached_property
+    def pretrained(self) -> dict[str, PretrainedGenerator | PretrainedProxy]:
+        """Those that are pretrained, by "proxy" and "generator"."""
+        return {
+            name: model for name, model in self._all().items() if not isinstance(model, TrainedHere)
+        }
+
+    @cached_property
+    def trained_here(self) -> dict[str, TrainedHere]:
+        """Those that are trained here, by "proxy" and "generator"; none where the weights are
+        shipped.
+        """
+        found = {
+            name: model for name, model in self._all().items() if isinstance(model, TrainedHere)
+        }
+        return {} if self.shipped else found
+
+    def stamp(self) -> str:
+        """Digest over names, sizes and times of the pretrained models' files.
+
+        Raises D3S2Error for a model that is missing.
+        """
+        files = [path for model in self.pretrained.values() for path in model.files()]
+        return digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+
+    def _all(self) -> dict[str, TrainedHere | PretrainedGenerator | PretrainedProxy]:
+        return {"proxy": self.proxy, "generator": self.generator}
+
+
+def choose_models(settings: Settings) -> ModelChoice:
+    """What the settings say of generator and proxy. Touches no file but mmsegmentation's list of
+    checkpoints.
+    """
+    generator: TrainedHere | PretrainedGenerator = TrainedHere(settings.generator_iterations)
+    proxy: TrainedHere | PretrainedProxy = TrainedHere(settings.proxy_iterations)
+    if settings.generator != "embedded":
+        generator = PretrainedGenerator(diffusion_options(settings), settings.control_palette)
+    if settings.proxy_config:
+        proxy = _pretrained_proxy(settings)
+    decides = settings.subset("seed", "proxy_iterations", "generator_iterations")
+    if settings.generator != "embedded" or settings.proxy_config:
+        decides |= settings.subset(*MODELS)
+    return ModelChoice(
+        generator, proxy, settings.weights_folder, settings.data_format == "scenes", decides
+    )
+
+
+def diffusion_options(settings: Settings) -> DiffusionOptions:
+    """How Stable Diffusion is loaded in this run."""
+    return DiffusionOptions(
+        model=settings.diffusion_model,
+        controlnet=settings.controlnet_model,
+        revision=settings.diffusion_revision,
+        controlnet_revision=settings.controlnet_revision,
+        download=settings.model_files == "download",
+        precision=settings.precision,
+        negative_prompt=settings.negative_prompt,
+        control_scale=settings.control_scale,
+        checkpointing=bool(settings.checkpointing),
+        vae=settings.vae_memory,
+    )
+
+
+def training_network(settings: Settings) -> dict[str, Any]:
+    """The fields of a `TrainingJob` that say which network is trained, and by how many
+    processes.
+    """
+    shared = {"processes": settings.gpus}
+    if settings.network == "scaled-down":
+        return shared
+    return shared | {"network": settings.network, "backbone_weights": str(backbone_path(settings))}
+
+
+def backbone_path(settings: Settings) -> Path:
+    """The ImageNet weights of Swin-S: as named, else where `d3s2 fetch` puts the published ones."""
+    return _named_or_published(settings.backbone_weights, _backbone_address)
+
+
+def missing_backbone(settings: Settings) -> Iterator[str]:
+    """A sentence when the network needs ImageNet weights that are not there."""
+    if settings.network == "swin-s" and not backbone_path(settings).is_file():
+        path = backbone_path(settings)
+        yield _missing(
+            "the ImageNet weights of Swin-S", path, _backbone_address(), "backbone_weights"
+        )
+
+
+def _pretrained_proxy(settings: Settings) -> PretrainedProxy:
+    address = published_weights(settings.proxy_config)
+    checkpoint = _named_or_published(settings.proxy_checkpoint, lambda: address)
+    layers = tuple(name.strip() for name in settings.proxy_layers.split(",") if name.strip())
+    return PretrainedProxy(settings.proxy_config, checkpoint, address, layers)
+
+
+def _named_or_published(name: str, address: Callable[[], str]) -> Path:
+    if name:
+        return Path(name).expanduser()
+    return home() / "models" / (address().rsplit("/", 1)[-1] or "checkpoint.pth")
+
+
+def _backbone_address() -> str:
+    from d3s2.training.mask2former import SHIPPED, Config  # imports mmsegmentation: some seconds
+
+    return Config.fromfile(str(SHIPPED)).model.backbone.init_cfg.checkpoint
+
+
+def _missing(what: str, path: Path, address: str, parameter: str) -> str:
+    command = (
+        f"fetch it: d3s2 fetch file {address} {path}"
+        if address
+        else f"name it with -p {parameter}=FILE"
+    )
+    return f"{what}, {path}, is missing; {command}"

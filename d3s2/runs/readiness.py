@@ -1,0 +1,169 @@
+"""What `d3s2 check` says: what is installed, which device, and what of a profile's data and models
+is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from d3s2.core.errors import D3S2Error
+from d3s2.core.files import read_json, sha256
+from d3s2.core.machine import device_name, memory_mb, pick_device, pinned, require_gpus, versions
+from d3s2.data.benchmarks import FORMATS, count_note
+from d3s2.runs import config
+
+NEEDED_MEMORY_MB = 4096
+NEEDED_DISK_MB = 1000
+
+
+# -------------------------------------------------------------------------------------------- check
+@dataclass(frozen=True)
+class Check:
+    """One line of `d3s2 check`."""
+
+    ok: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"[{'OK' if self.ok else 'FAIL'}] {self.text}"
+
+
+def check(settings: config.Settings) -> Iterator[Check]:
+    """What is installed, which device, and what of the profile's data and weights is missing; one
+    `Check` a line.
+    """
+    version = platform.python_version()
+    yield Check(sys.version_info[:2] == (3, 11), f"Python {version} (3.11 is needed)")
+    yield from _check_versions()
+    yield _check_mmseg()
+    try:
+        if pick_device(settings.device) == "cuda":
+            require_gpus(settings.gpus)
+        yield Check(True, f"device: {device_name(settings.device)}")
+    except D3S2Error as error:
+        yield Check(False, str(error))
+    memory = memory_mb()
+    yield Check(
+        memory >= NEEDED_MEMORY_MB, f"memory: {memory} MB ({NEEDED_MEMORY_MB} MB are enough)"
+    )
+    yield _check_folder(settings.run_dir)
+    yield from _check_data(settings)
+    yield from _check_weights(settings)
+
+
+def _check_versions() -> Iterator[Check]:
+    pins = pinned()
+    for name, found in versions().items():
+        pin = pins.get(name, found)
+        if name == "python":
+            continue
+        fits = found.split("+")[0] == pin
+        yield Check(
+            fits, f"{name} {found}" + ("" if fits else f", but {pin} is pinned: run make run again")
+        )
+
+
+def _check_mmseg() -> Check:
+    try:
+        from d3s2.models import mmcv_ops
+
+        stand_in = mmcv_ops.install()
+        import mmcv.ops  # noqa: F401 - importing is the test
+        import mmseg.models  # noqa: F401
+    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes a line of the report
+        return Check(
+            False, f"mmsegmentation cannot be imported ({error}): delete .venv, then make run"
+        )
+    return Check(
+        True,
+        "mmsegmentation imports "
+        f"({'operations in plain PyTorch' if stand_in else 'compiled operations'})",
+    )
+
+
+def _check_folder(run_dir: str) -> Check:
+    existing = next(path for path in (Path(run_dir), *Path(run_dir).parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        return Check(False, f"run folder {run_dir} cannot be written: choose another with run_dir")
+    free = shutil.disk_usage(existing).free // 2**20
+    return Check(free >= NEEDED_DISK_MB, f"run folder {run_dir} can be written, {free} MB free")
+
+
+def _check_data(settings: config.Settings) -> Iterator[Check]:
+    if settings.data_format == "scenes":
+        yield Check(True, "data: scenes, drawn on first use")
+    elif not settings.data_root:
+        fetch = (
+            f"; fetch it with: d3s2 fetch {settings.data_format} /path/to/data"
+            if settings.data_format in FORMATS
+            else ""
+        )
+        yield Check(
+            False,
+            f"data_format {settings.data_format!r} needs your folder: -p "
+            f"data_root=/path/to/data{fetch}",
+        )
+    else:
+        from d3s2.data.opening import open_dataset
+
+        for split in ("train", "val"):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter(
+                        "ignore"
+                    )  # a number of images that surprises becomes a line of its own
+                    dataset = open_dataset(settings.data_format, Path(settings.data_root), split)
+                yield Check(
+                    True, f"data: {len(dataset)} {split} images, {dataset.num_classes} classes"
+                )
+                if note := count_note(settings.data_format, split, len(dataset)):
+                    yield Check(False, f"data: {note}")
+            except D3S2Error as error:
+                yield Check(False, f"data: {error}")
+
+
+def _check_weights(settings: config.Settings) -> Iterator[Check]:
+    from d3s2.runs.model_choice import (
+        choose_models,
+        missing_backbone,
+    )  # imports PyTorch and diffusers: seconds
+
+    choice = choose_models(settings)
+    for name, model in choice.pretrained.items():
+        problems = list(model.check())
+        yield from (Check(False, f"{name}: {problem}") for problem in problems)
+        if not problems:
+            yield Check(True, f"{name}: {model}")
+    yield from (Check(False, problem) for problem in missing_backbone(settings))
+    folder, own = (
+        choice.folder,
+        [name for name in ("proxy", "generator") if name not in choice.pretrained],
+    )
+    if not choice.shipped and not folder.exists():
+        if own:
+            yield Check(
+                True, f"weights: {' and '.join(own)} trained on first use, in the run folder"
+            )
+        return
+    for part in own:
+        files = sorted((folder / part).rglob("*.safetensors"))
+        yield Check(bool(files), f"weights: {part}" + ("" if files else f" is missing in {folder}"))
+    record = folder / "weights.json"
+    if record.is_file():
+        files = read_json(record)["files"]
+        wrong = [
+            name
+            for name, entry in files.items()
+            if not (folder / name).is_file() or sha256(folder / name) != entry["sha256"]
+        ]
+        yield Check(
+            not wrong,
+            "weights: SHA-256 as recorded" if not wrong else f"weights: {wrong[0]} is damaged",
+        )

@@ -1,0 +1,312 @@
+"""Run the notebooks in order through papermill: progress, resuming, and an answer when one fails.
+
+A notebook is *current* when its record in `<run_dir>/executed/NN_name.json` has the key that
+follows from its source, its parameters, the modules it imports and the notebook before it, and the
+stages it finished still have their bytes. Current notebooks are skipped; so the same command again
+goes on where the last one ended or was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from d3s2.core import parallel, places
+from d3s2.core.code_version import code_version
+from d3s2.core.errors import D3S2Error
+from d3s2.core.files import digest, read_json, write_json
+from d3s2.runs import config
+from d3s2.runs.execution import NotebookFailed, execute, variable
+from d3s2.runs.notebooks import Chapter, publish, read_chapters
+from d3s2.runs.progress import Display, Meter, clock
+from d3s2.runs.stages import IN_PROGRESS, STAGE_LOG, run_lock, supersede, verify
+
+EXECUTED = "executed"
+NOT_DECIDING = ("run_dir", "threads", "device", "jobs")
+"""Parameters that change how fast a result comes, or where it goes, but not what it is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which notebooks are wanted: numbers of the first and last one, and whether all that is there
+    is made anew.
+    """
+
+    first: int | None = None
+    last: int | None = None
+    force: bool = False
+
+
+def run(
+    names: Mapping[str, Any],
+    plan: Plan = Plan(),
+    notebooks: str | Path | None = None,
+    scheduler: str = "",
+) -> config.Settings:
+    """Execute the notebooks that are not current; returns the settings of the run.
+
+    Args:
+        names: parameters that were set; all others have the profile's value.
+        plan: see `Plan`. Those before `first` must be current; from it on, every notebook is
+        executed.
+        notebooks: another folder of notebooks.
+        scheduler: where the work on single images is done, see `clusters`; `threads` is then 1
+        unless it was set.
+
+    Raises D3S2Error for bad parameters before anything runs, NotebookFailed when a notebook ends in
+    an error.
+    """
+    chapters, settings = _resolve(
+        names if not scheduler else {"threads": 1} | dict(names), notebooks, optional=("threads",)
+    )
+    _check_plan(plan, chapters)
+    told = json.dumps({name: names[name] for name in config.RUN_WIDE if name in names})
+    with (
+        run_lock(settings.run_dir),
+        variable(parallel.SCHEDULER, scheduler),
+        variable(config.PARAMETERS, told),
+    ):
+        _run_all(chapters, settings, plan)
+    return settings
+
+
+def is_finished(names: Mapping[str, Any], notebooks: str | Path | None = None) -> bool:
+    """True when `run` with these parameters has nothing to do. Raises D3S2Error for bad
+    parameters.
+    """
+    chapters, settings = _resolve(names, notebooks)
+    keys = chapter_keys(chapters, settings)
+    return all(is_current(chapter, settings, keys) for chapter in chapters)
+
+
+def _resolve(
+    names: Mapping[str, Any], notebooks: str | Path | None, optional: tuple[str, ...] = ()
+) -> tuple[list[Chapter], config.Settings]:
+    chapters = read_chapters(notebooks or places.notebooks_folder())
+    taken = {name for chapter in chapters for name in chapter.parameters}
+    config.require_known(
+        [name for name in names if name not in (*optional, *config.RUN_WIDE)], taken
+    )
+    return chapters, config.resolve(names, remember=False)
+
+
+def _run_all(chapters: list[Chapter], settings: config.Settings, plan: Plan) -> None:
+    keys = chapter_keys(chapters, settings)
+    for chapter in chapters:
+        if (
+            plan.first is not None
+            and chapter.number < plan.first
+            and not is_current(chapter, settings, keys)
+        ):
+            raise D3S2Error(
+                f"Notebook {chapter.name} is missing or out of date for these parameters: run "
+                "from it on, or "
+                "leave --from away."
+            )
+    display = Display()
+    display.line(f"profile {settings.profile}, run folder {settings.run_dir}")
+    _note_settings(settings)
+    for chapter in chapters:
+        if plan.last is not None and chapter.number > plan.last:
+            break
+        wanted = plan.force if plan.first is None else chapter.number >= plan.first
+        if wanted or not is_current(chapter, settings, keys):
+            _execute(chapter, settings, keys[chapter.name], plan.force, display)
+        else:
+            display.line(f"{chapter.name}: up to date")
+
+
+# --------------------------------------------------------------------------------------------- keys
+def chapter_keys(chapters: list[Chapter], settings: config.Settings) -> dict[str, str]:
+    """By name, the digest of all that decides what a notebook gives.
+
+    That is its cells, parameters and modules, the data and weights the run is given, and the
+    notebooks before it.
+    """
+    keys, previous = {}, _outside_key(settings)
+    for chapter in chapters:
+        deciding = [
+            name
+            for name in chapter.parameters
+            if name in config.FIELDS and name not in NOT_DECIDING
+        ]
+        previous = keys[chapter.name] = digest(
+            {
+                "source": chapter.source_digest,
+                "parameters": settings.subset("profile", *deciding),
+                "code": code_version(*chapter.modules),
+                "previous": previous,
+            }
+        )
+    return keys
+
+
+def _outside_key(settings: config.Settings) -> str:
+    """Digest of the data and weights that the run is given (not those it makes): names, sizes and
+    times of files.
+    """
+    files = []
+    shipped = str(settings.weights_folder) if settings.data_format == "scenes" else ""
+    for root in filter(None, (settings.data_root, shipped)):
+        for path in sorted(path for path in Path(root).rglob("*") if path.is_file()):
+            status = path.stat()
+            files.append([path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
+    return digest([settings.data_format, files, settings.subset(*config.MODELS)])
+
+
+def is_current(chapter: Chapter, settings: config.Settings, keys: Mapping[str, str]) -> bool:
+    """True when the notebook was executed with its key, and what it wrote is whole."""
+    run_dir = settings.run_dir
+    try:
+        record = json.loads(_record_path(chapter, run_dir).read_text(encoding="utf-8"))
+        stages = [(stage["name"], stage["key"]) for stage in record["stages"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return (
+        record.get("key") == keys[chapter.name]
+        and _copy_path(chapter, run_dir).is_file()
+        and all(verify(run_dir, name, stage_key) for name, stage_key in stages)
+    )
+
+
+def _record_path(chapter: Chapter, run_dir: str) -> Path:
+    return Path(run_dir) / EXECUTED / f"{chapter.name}.json"
+
+
+def _copy_path(chapter: Chapter, run_dir: str) -> Path:
+    return Path(run_dir) / EXECUTED / f"{chapter.name}.ipynb"
+
+
+# ---------------------------------------------------------------------------------------- execution
+def _execute(
+    chapter: Chapter, settings: config.Settings, key: str, force: bool, display: Display
+) -> None:
+    """Run one notebook and record it; a failed or killed one leaves no record, but its executed
+    part.
+    """
+    record, log = _record_path(chapter, settings.run_dir), _stage_log(chapter, settings.run_dir)
+    if force:
+        _supersede_stages(record, settings.run_dir)
+    for old in (record, log):
+        old.unlink(missing_ok=True)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    values = asdict(settings)
+    parameters = {name: values[name] for name in chapter.parameters if name in values}
+    started = time.perf_counter()
+    with Meter(display.tick) as meter, variable(STAGE_LOG, str(log)):
+        display.begin(chapter.name)
+        try:
+            copy = _copy_path(chapter, settings.run_dir)
+            execute(chapter.path, copy, parameters, cwd=settings.run_dir, on_cell=display.cells)
+        except NotebookFailed as error:
+            display.end("failed")
+            raise NotebookFailed(
+                _failure(error, chapter, settings.run_dir, meter.peak_mb)
+            ) from error
+    seconds = time.perf_counter() - started
+    display.end(f"{clock(seconds)}, at most {meter.peak_mb} MB")
+    write_json(
+        record,
+        {
+            "key": key,
+            "stages": _stages(log, settings.run_dir),
+            "seconds": round(seconds, 1),
+            "peak_memory_mb": meter.peak_mb,
+        },
+    )
+    log.unlink(missing_ok=True)
+
+
+def _failure(error: NotebookFailed, chapter: Chapter, run_dir: str, peak_mb: int) -> str:
+    return (
+        f"Notebook {chapter.name} failed {error}\n"
+        f"What was executed is in {_copy_path(chapter, run_dir)} (it had taken {peak_mb} MB of "
+        "memory).\n"
+        "The same command goes on from here."
+    )
+
+
+# ------------------------------------------------------------------------------------------ records
+def _stage_log(chapter: Chapter, run_dir: str) -> Path:
+    return Path(run_dir) / EXECUTED / f".{chapter.name}.stages"
+
+
+def _stages(log: Path, run_dir: str) -> list[dict[str, str]]:
+    """Stages of the run that a notebook finished or found current, as its kernel noted; the last
+    word on each counts.
+
+    Those that it made elsewhere, to show how a stage works, are its own business.
+    """
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    entries = [entry for entry in map(json.loads, lines) if entry["run_dir"] == run_dir]
+    latest = {entry["name"]: entry["key"] for entry in entries}
+    return [{"name": name, "key": key} for name, key in sorted(latest.items())]
+
+
+def _supersede_stages(record: Path, run_dir: str) -> None:
+    """Before a forced run: move what the notebook wrote, and what any notebook left unfinished, out
+    of the way.
+    """
+    names = {path.parent.name for path in Path(run_dir).glob(f"*/{IN_PROGRESS}")}
+    if record.is_file():
+        names |= {stage["name"] for stage in read_json(record)["stages"]}
+    for name in sorted(names):
+        supersede(run_dir, name)
+
+
+def _note_settings(settings: config.Settings) -> None:
+    """Bring `run.json` up to date, keeping the facts that notebook 00 wrote into it."""
+    path = Path(settings.run_dir) / config.RUN_FILE
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        noted = {}
+    config.note(settings, noted if isinstance(noted, dict) else {})
+
+
+def _check_plan(plan: Plan, chapters: list[Chapter]) -> None:
+    numbers = [chapter.number for chapter in chapters]
+    for option, number in (("--from", plan.first), ("--until", plan.last)):
+        if number is not None and number not in numbers:
+            raise D3S2Error(
+                f"{option} {number:02d}: there is no such notebook, only {numbers[0]:02d} to "
+                f"{numbers[-1]:02d}."
+            )
+    if None not in (plan.first, plan.last) and plan.first > plan.last:
+        raise D3S2Error(f"--from {plan.first:02d} comes after --until {plan.last:02d}.")
+
+
+# ------------------------------------------------------------------------------------------ results
+def results(run_dir: str | Path) -> str:
+    """The result table of a finished run, as text. Raises D3S2Error when there is none yet."""
+    path = Path(run_dir) / "report" / "results.md"
+    if not path.is_file():
+        raise D3S2Error(
+            f"There are no results in {run_dir} yet: run the notebooks to the end with d3s2 run."
+        )
+    return path.read_text(encoding="utf-8").strip()
+
+
+def timings(run_dir: str | Path) -> list[tuple[str, float, int]]:
+    """(notebook, seconds, peak MB) of every recorded notebook, as measured when it was executed."""
+    records = [
+        (path.stem, read_json(path)) for path in sorted((Path(run_dir) / EXECUTED).glob("*.json"))
+    ]
+    return [(name, record["seconds"], record["peak_memory_mb"]) for name, record in records]
+
+
+def publish_run(run_dir: str | Path, target: str | Path | None = None) -> list[Path]:
+    """Publish every executed notebook of a run into `target`, by default the checkout's
+    `notebooks/`.
+    """
+    folder = Path(target or places.notebooks_folder())
+    executed = sorted((Path(run_dir) / EXECUTED).glob("*.ipynb"))
+    if not executed:
+        raise D3S2Error(f"There are no executed notebooks in {run_dir}: run d3s2 run first.")
+    for path in executed:
+        publish(path, folder / path.name)
+    return [folder / path.name for path in executed]

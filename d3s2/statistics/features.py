@@ -1,0 +1,224 @@
+"""Chapter 01: what a segmentation dataset is made of.
+
+Two kinds of statistics, both one pass over the data and both mergeable, so that shards can be
+counted apart:
+
+- `PixelCounts`: how many pixels of every class every mask has (sparse, integers);
+- `ClassMoments`: mean and variance of a proxy network's features, per class and per layer
+(float64).
+
+Both definitions are our choice; the D3S2 abstract only says "class-wise feature statistics across
+layers".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d3s2.core import parallel
+from d3s2.core.errors import D3S2Error
+from d3s2.core.files import load_npz, write_npz
+from d3s2.core.parallel import chunks, with_bar
+from d3s2.data.dataset import IGNORE, SegmentationDataset
+
+
+# -------------------------------------------------------------------- features: soft masks, moments
+def soft_masks(labels: Tensor, num_classes: int, size: tuple[int, int]) -> Tensor:
+    """The share of each feature cell that each class covers: one-hot masks, averaged over the
+    cell's area.
+
+    labels: int64[B, H, W] of train ids, IGNORE (255) = no class. size: the feature map's (h, w).
+    Returns float32[B, C, h, w] in [0, 1], on the labels' device. Ignored pixels are in no mask, so
+    a cell's masks sum to its valid share. Area-exact for every ratio: the masks' total area is kept
+    (times h*w / H*W), also where h does not divide H. Raises D3S2Error for an id outside [0, C)
+    other than IGNORE. Our choice.
+    """
+    if labels.ndim != 3:
+        raise D3S2Error(
+            f"soft_masks needs labels [B, H, W] but got {tuple(labels.shape)}: add a batch axis."
+        )
+    labels = labels.long()
+    wrong = (labels != IGNORE) & ((labels < 0) | (labels >= num_classes))
+    if bool(wrong.any()):
+        found = int(labels[wrong][0])
+        raise D3S2Error(
+            f"label id {found} is outside the {num_classes} classes: map it to one, or to 255."
+        )
+    rows = _area_weights(labels.shape[1], size[0], labels.device)
+    columns = _area_weights(labels.shape[2], size[1], labels.device)
+    ids = torch.arange(num_classes, device=labels.device)[None, :, None, None]
+    one_hot = (labels[:, None] == ids).to(rows.dtype)
+    return torch.matmul(rows, torch.matmul(one_hot, columns.T))
+
+
+def _area_weights(source: int, target: int, device: torch.device) -> Tensor:
+    """float32[target, source]: how much of target cell i lies over source pixel j; each row sums to
+    1.
+    """
+    edges = torch.arange(target + 1, dtype=torch.float64) * (source / target)
+    low, high = edges[:-1, None], edges[1:, None]
+    pixel = torch.arange(source, dtype=torch.float64)[None]
+    overlap = (torch.minimum(high, pixel + 1) - torch.maximum(low, pixel)).clamp(min=0)
+    return (overlap * (target / source)).float().to(device)
+
+
+class ClassMoments:
+    """Streaming mean and variance of features, per class and layer (float64, CPU).
+
+    Lists run over the proxy's layers: `n[l]` float64[C] soft area in feature cells, `mean[l]`
+    float64[C, D_l], `m2[l]` float64[C, D_l], the sum of squared distances from the mean. Classes
+    never seen hold zeros: ask `n`. A batch is reduced on its own and joined by the pairwise update
+    of Chan, Golub and LeVeque (1979), so any split of the data into shards gives the same result up
+    to rounding.
+    """
+
+    def __init__(
+        self, num_classes: int, channels: Sequence[int], layers: Sequence[str] = ()
+    ) -> None:
+        self.num_classes = num_classes
+        self.layers = tuple(layers) or tuple(f"layer{index}" for index in range(len(channels)))
+        self.n = [torch.zeros(num_classes, dtype=torch.float64) for _ in channels]
+        self.mean = [torch.zeros(num_classes, width, dtype=torch.float64) for width in channels]
+        self.m2 = [torch.zeros(num_classes, width, dtype=torch.float64) for width in channels]
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return tuple(int(mean.shape[1]) for mean in self.mean)
+
+    def update(self, features: Sequence[Tensor], labels: Tensor) -> None:
+        """Add a batch. features: per layer [B, D_l, h_l, w_l]; labels: integer [B, H, W], 255 =
+        ignore.
+        """
+        found = tuple(int(feature.shape[1]) for feature in features)
+        if found != self.channels:
+            raise D3S2Error(
+                f"features have {found} channels but these statistics were begun with "
+                f"{self.channels}."
+            )
+        for layer, feature in enumerate(features):
+            masks = soft_masks(
+                labels, self.num_classes, (int(feature.shape[2]), int(feature.shape[3]))
+            )
+            self._join(layer, *_batch_moments(feature.detach(), masks))
+
+    def merge(self, other: ClassMoments) -> None:
+        """Add another shard's statistics to these, in place."""
+        if (other.channels, other.num_classes) != (self.channels, self.num_classes):
+            raise D3S2Error(
+                f"cannot merge statistics of {other.num_classes} classes x {other.channels} "
+                "channels into "
+                f"{self.num_classes} x {self.channels}: compute both with the same proxy and "
+                "classes."
+            )
+        for layer in range(len(self.n)):
+            self._join(layer, other.n[layer], other.mean[layer], other.m2[layer])
+
+    def _join(self, layer: int, n: Tensor, mean: Tensor, m2: Tensor) -> None:
+        total = self.n[layer] + n
+        share = torch.where(total > 0, n / total.clamp(min=1e-300), 0.0)[:, None]
+        gap = mean - self.mean[layer]
+        self.m2[layer] = self.m2[layer] + m2 + gap * gap * share * self.n[layer][:, None]
+        self.mean[layer] = self.mean[layer] + gap * share
+        self.n[layer] = total
+
+    def variance(self) -> list[Tensor]:
+        """Per layer float64[C, D_l]: v = m2 / n (the biased form, as in the loss); 0 where a class
+        has no area.
+        """
+        return [
+            torch.where(n[:, None] > 0, m2 / n.clamp(min=1e-300)[:, None], 0.0)
+            for n, m2 in zip(self.n, self.m2, strict=True)
+        ]
+
+    def global_mean(self) -> list[Tensor]:
+        """Per layer float64[D_l]: the mean over all valid pixels."""
+        return [
+            (n[:, None] * mean).sum(0) / n.sum().clamp(min=1e-300)
+            for n, mean in zip(self.n, self.mean, strict=True)
+        ]
+
+    def global_variance(self) -> list[Tensor]:
+        """Per layer float64[D_l]: s_d^2 over all valid pixels, by the law of total variance."""
+        result = []
+        for n, mean, m2, centre in zip(self.n, self.mean, self.m2, self.global_mean(), strict=True):
+            between = (n[:, None] * (mean - centre) ** 2).sum(0)
+            result.append((m2.sum(0) + between) / n.sum().clamp(min=1e-300))
+        return result
+
+    def save(self, path: Path) -> None:
+        """Write an .npz without pickle; deterministic bytes."""
+        arrays = {
+            f"{part}_{layer}": value.numpy()
+            for part in ("n", "mean", "m2")
+            for layer, value in enumerate(getattr(self, part))
+        }
+        write_npz(path, layers=np.array(self.layers, dtype=np.str_), **arrays)
+
+    @staticmethod
+    def load(path: Path) -> ClassMoments:
+        """Read what `save` wrote. Raises D3S2Error when the file is missing or damaged."""
+        data = load_npz(path, ("layers",))
+        layers = [str(name) for name in data["layers"]]
+        n, mean, m2 = (
+            [torch.from_numpy(data[f"{part}_{layer}"]) for layer in range(len(layers))]
+            for part in ("n", "mean", "m2")
+        )
+        moments = ClassMoments(len(n[0]), [values.shape[1] for values in mean], layers)
+        moments.n, moments.mean, moments.m2 = n, mean, m2
+        return moments
+
+
+def _batch_moments(feature: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(n [C], mean [C, D], m2 [C, D]) of one batch, float64 on the CPU.
+
+    Values are taken relative to the batch's first cell: squares of large common offsets would
+    otherwise cost digits, and constant features would not give exactly zero variance.
+    """
+    values = feature.double().permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
+    weights = masks.double().permute(1, 0, 2, 3).reshape(masks.shape[1], -1)
+    origin = values[:1].clone()
+    values = values - origin
+    n = weights.sum(1)
+    mean = weights @ values / n.clamp(min=1e-300)[:, None]
+    m2 = (weights @ values.square() - n[:, None] * mean.square()).clamp(min=0)
+    mean = torch.where(n[:, None] > 0, mean + origin, 0.0)
+    return n.cpu(), mean.cpu(), m2.cpu()
+
+
+def feature_statistics(
+    dataset: SegmentationDataset, proxy: Any, batch_size: int = 32, progress: bool = True
+) -> ClassMoments:
+    """Moments of the proxy's features on the dataset's real images and masks.
+
+    proxy: a `d3s2.models.proxy.ProxySegmenter` (images float[B, 3, H, W] in [-1, 1] -> output with
+    `.features`). The images of a batch must have one size. Exact up to rounding for every batch
+    size.
+    """
+    if not len(dataset):
+        raise D3S2Error(
+            f"{dataset.name}/{dataset.split} holds no image: feature statistics need one."
+        )
+    parts = parallel.ordered(_moments, chunks(len(dataset), batch_size), dataset, proxy)
+    bar = iter(with_bar(parts, len(dataset) // batch_size, "feature statistics", progress))
+    moments = next(bar)
+    for part in bar:  # always in this order, wherever they were made: sums of floats depend on it
+        moments.merge(part)
+    return moments
+
+
+@torch.no_grad()
+def _moments(indices: Sequence[int], dataset: SegmentationDataset, proxy: Any) -> ClassMoments:
+    device = next(proxy.parameters()).device
+    images = torch.from_numpy(np.stack([dataset.read_image(index) for index in indices]))
+    labels = torch.from_numpy(np.stack([dataset.read_labels(index) for index in indices])).long()
+    features = proxy(images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0).features
+    widths = [int(feature.shape[1]) for feature in features]
+    moments = ClassMoments(dataset.num_classes, widths, getattr(proxy, "layers", ()))
+    moments.update(features, labels.to(device))
+    return moments

@@ -1,0 +1,147 @@
+"""Chapter 01, first half: how many pixels of every class every mask has (sparse, integers).
+
+One pass over the data, mergeable, so that shards can be counted apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from d3s2.core import parallel
+from d3s2.core.files import load_npz, write_npz
+from d3s2.core.parallel import chunks, with_bar
+from d3s2.data.dataset import ClassInfo, SegmentationDataset
+
+
+# ------------------------------------------------------------------------------------- pixel counts
+@dataclass(frozen=True)
+class PixelCounts:
+    """Pixels per image and class.
+
+    counts: scipy.sparse.csr int64[N, C]; valid: int64[N], pixels that are not ignore (= row sums of
+    counts);
+    ids: the N image ids, in the dataset's order.
+    """
+
+    counts: sparse.csr_array
+    valid: np.ndarray
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.counts.shape[1])
+
+    def shares(self) -> sparse.csr_array:
+        """Share of each image's valid pixels: csr float64[N, C]; an all-ignore mask has an empty
+        row.
+        """
+        scale = 1.0 / np.maximum(self.valid, 1)
+        return sparse.csr_array(sparse.diags_array(scale) @ self.counts.astype(np.float64))
+
+    def image_counts(self) -> np.ndarray:
+        """int64[C]: the number of images in which the class has at least one pixel."""
+        return np.bincount(self.counts.indices, minlength=self.num_classes).astype(np.int64)
+
+    def pixel_counts(self) -> np.ndarray:
+        """int64[C]: pixels of each class over all images."""
+        return np.asarray(self.counts.sum(axis=0), dtype=np.int64).ravel()
+
+    @staticmethod
+    def concatenate(parts: Sequence[PixelCounts]) -> PixelCounts:
+        """Counts of several shards, one after the other (all with the same classes)."""
+        counts = sparse.csr_array(sparse.vstack([part.counts for part in parts], format="csr"))
+        valid = np.concatenate([part.valid for part in parts])
+        return PixelCounts(counts, valid, tuple(name for part in parts for name in part.ids))
+
+    def save(self, path: Path) -> None:
+        """Write an .npz without pickle; deterministic bytes."""
+        matrix = self.counts
+        parts = {
+            "data": matrix.data,
+            "indices": matrix.indices,
+            "indptr": matrix.indptr,
+            "valid": self.valid,
+        }
+        arrays = {name: np.asarray(part, dtype=np.int64) for name, part in parts.items()}
+        write_npz(
+            path, **arrays, shape=np.array(matrix.shape), ids=np.array(self.ids, dtype=np.str_)
+        )
+
+    @staticmethod
+    def load(path: Path) -> PixelCounts:
+        """Read what `save` wrote. Raises D3S2Error when the file is missing or damaged."""
+        data = load_npz(path, ("data", "indices", "indptr", "shape", "valid", "ids"))
+        matrix = sparse.csr_array(
+            (data["data"], data["indices"], data["indptr"]), shape=tuple(data["shape"])
+        )
+        return PixelCounts(matrix, data["valid"], tuple(str(name) for name in data["ids"]))
+
+
+def count_pixels(dataset: SegmentationDataset, progress: bool = True) -> PixelCounts:
+    """Count every mask's pixels per class, in one pass. The bar is drawn on a terminal only."""
+    parts = parallel.ordered(_count, chunks(len(dataset), 64), dataset)
+    return PixelCounts.concatenate(
+        list(with_bar(parts, len(dataset) // 64, "counting pixels", progress))
+    )
+
+
+def _count(indices: Sequence[int], dataset: SegmentationDataset) -> PixelCounts:
+    histograms = [
+        np.bincount(dataset.read_labels(index).ravel(), minlength=256) for index in indices
+    ]
+    counts = sparse.csr_array(np.stack(histograms)[:, : dataset.num_classes].astype(np.int64))
+    valid = np.asarray(counts.sum(axis=1), dtype=np.int64).ravel()
+    return PixelCounts(counts, valid, tuple(dataset.ids[index] for index in indices))
+
+
+class ClassRow(NamedTuple):
+    """One line of the class table. Shares are in [0, 1]; `warning` is empty for a class that is
+    seen.
+    """
+
+    train_id: int
+    name: str
+    pixels: int
+    pixel_share: float
+    images: int
+    image_share: float
+    warning: str
+
+
+def class_table(counts: PixelCounts, classes: Sequence[ClassInfo]) -> list[ClassRow]:
+    """One row per class in train-id order. A class without a pixel gets a warning, not a division
+    by zero.
+    """
+    pixels, images = counts.pixel_counts(), counts.image_counts()
+    total = max(int(pixels.sum()), 1)
+    share = images / max(len(counts), 1)
+    warning = ["" if seen else "no pixel in this split" for seen in pixels]
+    rows = zip(
+        pixels.tolist(),
+        (pixels / total).tolist(),
+        images.tolist(),
+        share.tolist(),
+        warning,
+        strict=True,
+    )
+    return [
+        ClassRow(c, info.name, *row)
+        for c, (info, row) in enumerate(zip(classes, rows, strict=True))
+    ]
+
+
+def co_occurrence(counts: PixelCounts) -> np.ndarray:
+    """int64[C, C]: number of images that hold both classes; the diagonal counts images per
+    class.
+    """
+    present = counts.counts.astype(bool).astype(np.int64)
+    return (present.T @ present).toarray()

@@ -1,0 +1,1 @@
+"""What made the figures of README and appendices: ablation, curves, benchmarks, memory."""

@@ -1,0 +1,1 @@
+"""Chapter 04: one training, several side by side, the network, the loop, the evaluation."""

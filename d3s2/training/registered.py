@@ -1,0 +1,231 @@
+"""What chapter 04 adds to mmsegmentation: a data set, a head that matches a batch at once, a
+metric, a hook.
+
+Everything here is registered in mmsegmentation's registries and named in
+`mask2former.build_config`. Importing this module imports mmseg and mmdet (some seconds).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional as F
+
+from d3s2.data.dataset import IGNORE
+from d3s2.models.openmmlab import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    BaseSegDataset,
+    IoUMetric,
+    Mask2FormerHead,
+)
+from d3s2.training.job import open_split
+
+KEEP_BYTES = 256 * 2**20
+"""A training set up to this size is kept in memory once it has been read."""
+
+
+@DATASETS.register_module(name="D3S2Folder", force=True)
+class FolderDataset(BaseSegDataset):
+    """A folder-format split as mmsegmentation sees it; the pixels come through d3s2's checked
+    readers.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        ids: Sequence[str] | None,
+        size: Sequence[int] | None,
+        **rest: Any,
+    ):
+        self.source = open_split(root, split, ids, size)
+        self.room, self.kept = KEEP_BYTES, {}
+        names = {"classes": self.source.class_names, "palette": self.source.palette.tolist()}
+        super().__init__(metainfo=names, serialize_data=False, **rest)
+
+    def load_data_list(self) -> list[dict]:
+        """Nothing to list: `get_data_info` reads by position."""
+        return [{"index": index} for index in range(len(self.source))]
+
+    def get_data_info(self, idx: int) -> dict:
+        """One image (uint8[H, W, 3], BGR as mmseg has it) and its labels (uint8[H, W]), kept once
+        read.
+        """
+        pair = self.kept.get(idx)
+        if pair is None:
+            pair = (
+                np.ascontiguousarray(self.source.read_image(idx)[..., ::-1]),
+                self.source.read_labels(idx),
+            )
+            self.room -= pair[0].nbytes + pair[1].nbytes
+            if self.room > 0:
+                self.kept[idx] = pair
+        image, labels = pair
+        return {
+            "img": image.copy(),
+            "gt_seg_map": labels.copy(),
+            "img_path": self.source.ids[idx],
+            "seg_fields": ["gt_seg_map"],
+            "img_shape": image.shape[:2],
+            "ori_shape": image.shape[:2],
+            "label_map": None,
+            "reduce_zero_label": False,
+        }
+
+
+@MODELS.register_module(name="D3S2Mask2FormerHead", force=True)
+class BatchedHead(Mask2FormerHead):
+    """mmsegmentation's head; predicted and true masks are matched for a batch at once, not image by
+    image.
+    """
+
+    def get_targets(
+        self,
+        cls_scores_list: list[Tensor],
+        mask_preds_list: list[Tensor],
+        batch_gt_instances: list,
+        batch_img_metas: list[dict],
+        return_sampling_results: bool = False,
+    ) -> tuple:
+        """Which query answers for which class of each image: mmdet's labels, weights and masks, per
+        image.
+        """
+        cost = (
+            self.matching_cost(
+                torch.stack(cls_scores_list), torch.stack(mask_preds_list), batch_gt_instances
+            )
+            .cpu()
+            .numpy()
+        )
+        labels, weights, masks = [], [], []
+        for index, truth in enumerate(batch_gt_instances):
+            queries, targets = (
+                torch.from_numpy(part)
+                for part in linear_sum_assignment(cost[index, :, : len(truth.labels)])
+            )
+            label = truth.labels.new_full((self.num_queries,), self.num_classes)
+            label[queries] = truth.labels[targets]
+            weight = torch.zeros_like(label, dtype=torch.float32)
+            weight[queries] = 1.0
+            labels.append(label), weights.append(weight), masks.append(truth.masks[targets])
+        return (
+            labels,
+            [torch.ones_like(label) for label in labels],
+            masks,
+            weights,
+            sum(map(len, masks)),
+        )
+
+    @torch.no_grad()
+    def matching_cost(self, scores: Tensor, logits: Tensor, truths: list) -> Tensor:
+        """What it would cost each query to answer for each true mask: 2 class + 5 cross-entropy + 5
+        dice.
+
+        Args:
+            scores: float[B, Q, C + 1] class logits; logits: float[B, Q, h, w] mask logits.
+            truths: per image `labels` int64[G_b] and `masks` int64[G_b, H, W].
+
+        Returns: float[B, Q, max G_b]; columns from G_b on mean nothing. Masks are compared at
+        `num_points` random points of the image, the same for all its masks, as in mmdet.
+        """
+        most = max(1, *(len(truth.labels) for truth in truths))
+        labels = torch.stack(
+            [F.pad(truth.labels, (0, most - len(truth.labels))) for truth in truths]
+        )
+        masks = torch.stack(
+            [
+                F.pad(truth.masks.float(), (0, 0, 0, 0, 0, most - len(truth.labels)))
+                for truth in truths
+            ]
+        )
+        points = 2 * torch.rand(len(truths), self.num_points, 1, 2, device=scores.device) - 1
+        predicted, true = (
+            F.grid_sample(maps, points, align_corners=False).squeeze(-1) for maps in (logits, masks)
+        )
+        classes = -scores.softmax(-1).gather(2, labels[:, None].expand(-1, scores.shape[1], -1))
+        entropy = (
+            F.softplus(-predicted) @ true.mT + F.softplus(predicted) @ (1 - true).mT
+        ) / self.num_points
+        inside = predicted.sigmoid()
+        dice = 1 - (2 * inside @ true.mT + 1) / (
+            inside.sum(-1)[:, :, None] + true.sum(-1)[:, None] + 1
+        )
+        return 2 * classes + 5 * entropy + 5 * dice
+
+
+@METRICS.register_module(name="D3S2IoU", force=True)
+class ClassIoU(IoUMetric):
+    """mmsegmentation's IoU metric; also keeps the IoU of each class and the predictions
+    themselves.
+    """
+
+    def __init__(self, **rest: Any):
+        super().__init__(iou_metrics=["mIoU"], ignore_index=IGNORE, **rest)
+        self.predictions: list[
+            np.ndarray
+        ] = []  # in the order of the data set, also when several processes share it
+        self.per_class: list[float] = []
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        super().process(data_batch, data_samples)
+        new = self.results[-len(data_samples) :]
+        self.results[-len(data_samples) :] = [
+            (*areas, sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy().astype(np.uint8))
+            for areas, sample in zip(new, data_samples, strict=True)
+        ]
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        self.predictions = [result[-1] for result in results]
+        results = [result[:-1] for result in results]
+        intersection, union = (sum(result[part] for result in results).double() for part in (0, 1))
+        self.per_class = (
+            intersection / union
+        ).tolist()  # NaN where a class is neither there nor predicted
+        return super().compute_metrics(results)
+
+
+@HOOKS.register_module(name="D3S2Progress", force=True)
+class Progress(Hook):
+    """Record the loss, say where the training is, and stop when the process that started it is
+    gone.
+    """
+
+    def __init__(self, path: str, every: int = 10):
+        self.path, self.every, self.parent = Path(path), every, os.getppid()
+        self.curve: list[tuple[int, float]] = []
+        self.sum = 0.0
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        if os.getppid() != self.parent:
+            os._exit(1)
+        self.sum += float(outputs["loss"].detach())
+        if (runner.iter + 1) % self.every == 0:
+            self.curve.append((runner.iter + 1, self.sum / self.every))
+            self.sum = 0.0
+            if is_main_process():
+                self.path.write_text(
+                    json.dumps({"iteration": runner.iter + 1, "loss": self.curve[-1][1]})
+                )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the loss."""
+        return {"curve": self.curve, "sum": self.sum}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.curve, self.sum = list(state["curve"]), state["sum"]

@@ -1,0 +1,287 @@
+"""Fetching from a local HTTP server: resuming, checksums, transfers that break off, archives that
+must not be unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from d3s2.core.errors import D3S2Error
+from d3s2.data import fetch
+from d3s2.data.benchmarks import FORMATS
+
+CONTENT = bytes(range(256)) * 4000
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`; `stop_at` breaks the next transfers off, `plain` takes no ranges; `asked`
+    lists what was wanted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {"/data.bin": CONTENT}
+        self.stop_at, self.plain, self.version = 0, False, "1"
+        self.asked: list[tuple[str, str | None]] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted, tag = self.headers.get("Range"), f'"{self.server.version}"'
+        self.server.asked.append((self.path, wanted))
+        body = self.server.files.get(self.path)
+        if body is None:
+            self.send_error(404)
+            return
+        first = 0
+        if wanted and not self.server.plain and self.headers.get("If-Range") == tag:
+            first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if first >= len(body):
+                self.send_error(416)
+                return
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(body) - first))
+        self.send_header("ETag", tag)
+        self.end_headers()
+        self.wfile.write(body[first : self.server.stop_at or None])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def sha(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def zipped(**files: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def test_a_transfer_that_breaks_off_goes_on_where_it_stopped(
+    server: Server, tmp_path: Path
+) -> None:
+    path, url = tmp_path / "sub" / "data.bin", f"{server.address}/data.bin"
+    server.stop_at = 300_000
+    with pytest.raises(
+        D3S2Error,
+        match=rf"300000 of {len(CONTENT)} bytes.*goes on|could not be read.*300000 bytes are kept",
+    ):
+        fetch.download(url, path, sha(CONTENT))
+    assert not path.exists()
+    server.stop_at = 0
+    assert fetch.download(url, path, sha(CONTENT)).read_bytes() == CONTENT
+    assert server.asked == [("/data.bin", None), ("/data.bin", "bytes=300000-")]
+    assert [p.name for p in path.parent.iterdir()] == ["data.bin"]
+    fetch.download(url, path, sha(CONTENT))
+    assert len(server.asked) == 2  # what is there is only checked
+
+
+@pytest.mark.parametrize("change", ["plain", "version"])
+def test_it_begins_anew_where_the_server_cannot_resume_or_has_another_file(
+    server: Server, tmp_path: Path, change: str
+) -> None:
+    path, url = tmp_path / "data.bin", f"{server.address}/data.bin"
+    server.stop_at = 1000
+    with pytest.raises(D3S2Error):
+        fetch.download(url, path)
+    server.stop_at = 0
+    if change == "plain":
+        server.plain = True
+    else:
+        server.version, server.files["/data.bin"] = "2", CONTENT[::-1]
+    assert fetch.download(url, path).read_bytes() == server.files["/data.bin"]
+
+
+def test_a_part_that_is_complete_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "data.bin.part").write_bytes(CONTENT)
+    (tmp_path / "data.bin.part.etag").write_text('"1"')
+    assert (
+        fetch.download(
+            f"{server.address}/data.bin", tmp_path / "data.bin", sha(CONTENT)
+        ).read_bytes()
+        == CONTENT
+    )
+
+
+def test_a_wrong_checksum_deletes_the_file_and_says_both(server: Server, tmp_path: Path) -> None:
+    path, url = tmp_path / "data.bin", f"{server.address}/data.bin"
+    found = hashlib.sha1(CONTENT, usedforsecurity=False).hexdigest()
+    for _ in range(2):
+        with pytest.raises(D3S2Error, match=f"sha1 {found} instead of {'0' * 40}: it was deleted"):
+            fetch.download(url, path, f"sha1:{'0' * 40}")
+        assert list(tmp_path.iterdir()) == []
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(D3S2Error, match="instead of"):
+        fetch.download(url, path, sha(CONTENT))
+    assert fetch.download(url, path, sha(CONTENT)).read_bytes() == CONTENT
+    with pytest.raises(D3S2Error, match="checksum is 'crc:1'"):
+        fetch.download(url, path, "crc:1")
+
+
+def test_published_weights_carry_their_checksum_in_their_name(
+    server: Server, tmp_path: Path
+) -> None:
+    good = f"/net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+    server.files |= {good: CONTENT, "/net-00000000.pth": CONTENT}
+    said: list[str] = []
+    assert fetch.download(server.address + good, tmp_path / "a.pth", report=said.append).is_file()
+    assert not any("no checksum" in line for line in said)
+    with pytest.raises(D3S2Error, match="instead of 00000000"):
+        fetch.download(f"{server.address}/net-00000000.pth", tmp_path / "b.pth")
+    fetch.download(f"{server.address}/data.bin", tmp_path / "c", report=said.append)
+    assert f"data.bin: no checksum is published; {sha(CONTENT)}".replace("data.bin", "c") in said
+
+
+def test_addresses_that_cannot_be_read_are_a_sentence(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(D3S2Error, match="answers 404"):
+        fetch.download(f"{server.address}/nothing", tmp_path / "a")
+    with pytest.raises(D3S2Error, match="could not be read"):
+        fetch.download("http://127.0.0.1:9/a", tmp_path / "a")
+    with pytest.raises(D3S2Error, match="must begin with https"):
+        fetch.download("file:///etc/passwd", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+# ------------------------------------------------------------------------------------------- unpack
+def test_a_data_set_is_fetched_unpacked_and_not_fetched_again(
+    server: Server, tmp_path: Path
+) -> None:
+    images, masks = (
+        zipped(**{"train/a.jpg": b"image", "train/": b""}),
+        zipped(**{"train/a.png": b"mask"}),
+    )
+    server.files |= {"/images.zip": images, "/masks.zip": masks}
+    archives = (
+        fetch.Archive("http://elsewhere/images.zip", sha(images), 1, "images"),
+        fetch.Archive("http://elsewhere/masks.zip", sha(masks), 1, "annotations"),
+    )
+    server.files["/masks.zip"] = b"not yet"
+    with pytest.raises(D3S2Error, match=r"masks\.zip has sha256"):
+        fetch.fetch_dataset(archives, tmp_path, mirror=server.address)
+    server.files["/masks.zip"] = masks
+    fetch.fetch_dataset(archives, tmp_path, mirror=f"{server.address}/")
+    assert [path for path, _ in server.asked] == ["/images.zip", "/masks.zip", "/masks.zip"]
+    assert (tmp_path / "images/train/a.jpg").read_bytes() == b"image"
+    assert (tmp_path / "annotations/train/a.png").read_bytes() == b"mask"
+    assert not list((tmp_path / "archives").iterdir())
+    fetch.fetch_dataset(archives, tmp_path, mirror=server.address)
+    assert len(server.asked) == 3
+
+
+def test_unpacking_keeps_what_is_whole_and_mends_what_is_not(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped(**{"x/a": b"aaaa", "x/b": b"bbbb"}))
+    assert fetch.unpack(tmp_path / "a.zip", tmp_path / "out") == 2
+    stamp = (tmp_path / "out/x/a").stat().st_mtime_ns
+    (tmp_path / "out/x/b").write_bytes(b"b")
+    fetch.unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert (tmp_path / "out/x/b").read_bytes() == b"bbbb" and (
+        tmp_path / "out/x/a"
+    ).stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "/d3s2/evil", "a\\..\\evil", "C:/evil"]
+)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_paths_that_lead_out_are_refused_before_anything_is_written(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    path = tmp_path / f"bad.{kind}"
+    if kind == "zip":
+        path.write_bytes(zipped(**{"good": b"1", name: b"2"}))
+    else:
+        with tarfile.open(path, "w") as archive:
+            for member in ("good", name):
+                archive.addfile(tarfile.TarInfo(member), io.BytesIO())
+    with pytest.raises(D3S2Error, match=r"leads out of the folder.*Nothing was unpacked"):
+        fetch.unpack(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir()) and not (tmp_path / "evil").exists()
+
+
+def test_links_and_devices_are_refused(tmp_path: Path) -> None:
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+        info = tarfile.TarInfo("link")
+        info.type, info.linkname = kind, "/etc/passwd"
+        with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+            archive.addfile(info)
+        with pytest.raises(D3S2Error, match="a link or a device"):
+            fetch.unpack(tmp_path / "bad.tar", tmp_path / "out")
+    info = zipfile.ZipInfo("link")
+    info.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr(info, "/etc/passwd")
+    with pytest.raises(D3S2Error, match="a link or a device"):
+        fetch.unpack(tmp_path / "bad.zip", tmp_path / "out")
+
+
+def test_damaged_archives_are_a_sentence(tmp_path: Path) -> None:
+    whole = zipped(a=b"a" * 1000)
+    (tmp_path / "page.zip").write_bytes(b"<html>")
+    (tmp_path / "flipped.zip").write_bytes(whole.replace(b"a" * 1000, b"a" * 999 + b"b"))
+    (tmp_path / "cut.zip").write_bytes(whole[:500])
+    with tarfile.open(tmp_path / "whole.tar", "w") as archive:
+        info = tarfile.TarInfo("a")
+        info.size = 5000
+        archive.addfile(info, io.BytesIO(b"a" * 5000))
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:3000])
+    for name in ("page.zip", "flipped.zip", "cut.zip", "cut.tar"):
+        with pytest.raises(D3S2Error, match=f"{name}.*fetch it again"):
+            fetch.unpack(tmp_path / name, tmp_path / "out" / name)
+
+
+@pytest.mark.processes
+def test_the_command(server: Server, tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "d3s2.runs.cli", "fetch", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = run(
+        "file", f"{server.address}/data.bin", str(tmp_path / "out.bin"), "--checksum", sha(CONTENT)
+    )
+    assert done.returncode == 0 and (tmp_path / "out.bin").read_bytes() == CONTENT
+    server.files["/ADEChallengeData2016.zip"] = zipped(a=b"a")
+    done = run("ade20k", str(tmp_path / "ade"), "--mirror", server.address)
+    assert (
+        done.returncode == 2
+        and "instead of 219e1696" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+    assert run("voc2012aug", "x").returncode == 2 and run("file", "x").returncode == 2
+
+
+def test_every_benchmark_has_its_archives() -> None:
+    assert {*fetch.ARCHIVES, "voc2012aug"} == set(FORMATS)

@@ -1,0 +1,420 @@
+"""Distilled datasets on disk: real files, small untrained networks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_scenes import small_scenes
+
+import d3s2
+from d3s2.core.errors import D3S2Error
+from d3s2.data.dataset import SegmentationDataset
+from d3s2.data.tensors import class_sets, read_images, read_masks, to_uint8
+from d3s2.guidance.losses import FeatureTargets, pixel_losses
+from d3s2.guidance.painting import LossOptions, Recipe, guidance_losses, image_seed, synthesise
+from d3s2.guidance.quality import class_mean_losses, ignore_doubtful
+from d3s2.guidance.sampler import Guidance, initial_noise
+from d3s2.models.generator import LayoutGenerator, LayoutUNet, noise_schedule, save_half
+from d3s2.models.load import load_generator, load_proxy
+from d3s2.models.pretraining import Schedule as Training
+from d3s2.models.pretraining import main as prepare_main
+from d3s2.models.pretraining import train_generator, train_proxy, warm_start
+from d3s2.models.proxy import ProxySegmenter
+from d3s2.statistics.features import feature_statistics
+
+RECIPE = Recipe(
+    steps=4, guidance=Guidance({"segmentation": 0.1, "feature": 0.1}, window=(0, 1)), group=2
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> SegmentationDataset:
+    return small_scenes(tmp_path_factory.mktemp("scenes"), 6)
+
+
+@pytest.fixture(scope="module")
+def parts(dataset) -> tuple[LayoutGenerator, ProxySegmenter, FeatureTargets]:
+    torch.manual_seed(0)
+    generator = LayoutGenerator(
+        LayoutUNet(20, channels=(32, 32), layers=1).eval().requires_grad_(False), noise_schedule()
+    )
+    proxy = ProxySegmenter(20, channels=(8, 16)).eval().requires_grad_(False)
+    return (
+        generator,
+        proxy,
+        FeatureTargets.from_moments(feature_statistics(dataset, proxy, progress=False)),
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+def test_distilled_folder_is_an_ordinary_dataset_with_a_record_per_image(dataset, parts, tmp_path):
+    done = []
+    made = synthesise(
+        *parts, dataset, [4, 1, 5], tmp_path, RECIPE, progress=lambda *a: done.append(a)
+    )
+    assert done == [(2, 3), (3, 3)] and sorted(made.ids) == sorted(
+        dataset.ids[i] for i in (4, 1, 5)
+    )
+    for k, name in enumerate(made.ids):
+        np.testing.assert_array_equal(
+            made.read_labels(k), dataset.read_labels(dataset.ids.index(name))
+        )
+        record = json.loads((tmp_path / "records" / f"{name}.json").read_text())
+        assert record["noise_seed"] == image_seed(0, name) and 0 <= record["proxy_agreement"] <= 1
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert (
+        card["ids_in_order_of_selection"] == [dataset.ids[i] for i in (4, 1, 5)]
+        and card["recipe"]["steps"] == 4
+    )
+
+
+def test_a_broken_run_goes_on_to_the_same_bytes_and_keeps_what_is_there(dataset, parts, tmp_path):
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "whole", RECIPE)
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "broken", RECIPE)
+    (tmp_path / "broken" / "card.json").unlink()
+    (tmp_path / "broken" / "records" / f"{dataset.ids[3]}.json").unlink()
+    (tmp_path / "broken" / "train" / "images" / f"{dataset.ids[3]}.png").write_bytes(b"half")
+    kept = tmp_path / "broken" / "train" / "images" / f"{dataset.ids[0]}.png"
+    before = kept.stat().st_mtime_ns
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "broken", RECIPE)
+    assert (
+        tree(tmp_path / "broken") == tree(tmp_path / "whole") and kept.stat().st_mtime_ns == before
+    )
+
+
+def test_another_seed_gives_other_images_of_the_same_masks(dataset, parts, tmp_path):
+    first = synthesise(*parts, dataset, [0], tmp_path / "a", RECIPE)
+    second = synthesise(*parts, dataset, [0], tmp_path / "b", Recipe(seed=1, steps=4, group=2))
+    assert not np.array_equal(first.read_image(0), second.read_image(0))
+    np.testing.assert_array_equal(first.read_labels(0), second.read_labels(0))
+
+
+@pytest.mark.parametrize("name", ["segmentation", "feature"])
+def test_the_gradient_of_an_image_does_not_depend_on_its_company(dataset, name):
+    """In float32, through the whole proxy, at half-drowned images: a batch of one once got another
+    gradient there.
+    """
+    proxy = load_proxy(Path(d3s2.__file__).parent / "weights" / "scenes" / "proxy")
+    targets = FeatureTargets.from_moments(feature_statistics(dataset, proxy, progress=False))
+    labels, images = (
+        read_masks(dataset, range(3)),
+        (0.5 * initial_noise([1, 2, 3], (3, 64, 64))).clamp(-1, 1),
+    )
+
+    def gradient(part: slice) -> torch.Tensor:
+        leaf = images[part].clone().requires_grad_()
+        return torch.autograd.grad(
+            guidance_losses(proxy, labels[part], targets)(leaf)[name].sum(), leaf
+        )[0]
+
+    alone, together = torch.cat([gradient(slice(k, k + 1)) for k in range(3)]), gradient(slice(3))
+    assert (alone - together).abs().max() < 1e-3 * together.abs().max()
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in tree(folder).items() if name.startswith("train")}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        replace(
+            RECIPE,
+            guidance=replace(
+                RECIPE.guidance, jacobian="full", eta=1.0, recurrence=2, window=(0, 0.5)
+            ),
+        ),
+        replace(
+            RECIPE,
+            losses=LossOptions(balance=True, kappa=0.0, layers=("encoder2",)),
+            candidates=2,
+            ignore_margin=1.25,
+        ),
+    ],
+    ids=["default", "stochastic", "options"],
+)
+def test_batch_size_order_and_shards_change_no_byte_of_an_image(dataset, parts, tmp_path, recipe):
+    ways = (
+        ("whole", 5, [[0, 1, 2, 3, 4]]),
+        ("alone", 1, [[4, 2, 3, 1, 0]]),
+        ("shards", 2, [[3, 0, 1], [4, 2]]),
+    )
+    for name, group, shards in ways:
+        for shard in shards:
+            synthesise(
+                *parts, dataset, shard, tmp_path / name, replace(recipe, group=group, steps=2)
+            )
+    assert len(pictures(tmp_path / "whole")) == 10
+    assert (
+        pictures(tmp_path / "whole")
+        == pictures(tmp_path / "alone")
+        == pictures(tmp_path / "shards")
+    )
+
+
+SET = replace(RECIPE, steps=2, losses=LossOptions(scope="set", renew=2))
+
+
+def test_the_set_scope_remembers_and_goes_on_to_the_same_bytes_in_any_groups(
+    dataset, parts, tmp_path
+):
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "whole", SET)
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "alone", replace(SET, group=1))
+    assert pictures(tmp_path / "whole") == pictures(tmp_path / "alone")
+    broken = tmp_path / "broken"
+    synthesise(
+        *parts, dataset, [0, 1, 2, 3], broken, SET
+    )  # a run of five that ended early, in the middle of writing
+    (broken / "card.json").unlink()
+    (broken / "records" / f"{dataset.ids[3]}.json").unlink()
+    (broken / "train" / "labels" / f"{dataset.ids[3]}.png").unlink()
+    synthesise(*parts, dataset, [0, 1, 2, 3, 4], broken, SET)
+    assert tree(broken) == tree(tmp_path / "whole")
+    synthesise(
+        *parts, dataset, [0, 1, 2, 3, 4], tmp_path / "image", replace(SET, losses=LossOptions())
+    )
+    same = [
+        pictures(tmp_path / "image")[name] == data
+        for name, data in pictures(tmp_path / "whole").items()
+        if "images" in name
+    ]
+    assert same[:2] == [True, True] and not any(
+        same[2:]
+    )  # nothing to remember before the first renewal
+
+
+def test_the_best_of_several_tries_is_kept_and_the_tries_are_those_of_fewer(
+    dataset, parts, tmp_path
+):
+    for n in (1, 2, 3):
+        synthesise(
+            *parts, dataset, [0, 1, 2], tmp_path / str(n), replace(RECIPE, steps=2, candidates=n)
+        )
+    for name in (dataset.ids[i] for i in (0, 1, 2)):
+        one, two, three = (
+            json.loads((tmp_path / str(n) / "records" / f"{name}.json").read_text())
+            for n in (1, 2, 3)
+        )
+        assert three["scores"][:2] == two["scores"] and two["scores"][0] == one["segmentation_loss"]
+        assert (
+            three["segmentation_loss"]
+            == min(three["scores"])
+            == three["scores"][three["candidate"]]
+        )
+        assert (
+            three["noise_seed"] == image_seed(0, name, three["candidate"])
+            and "candidate" not in one
+        )
+
+
+def test_the_filter_writes_the_labels_it_says(dataset, parts, tmp_path):
+    made = synthesise(*parts, dataset, [0, 1, 2], tmp_path, replace(RECIPE, ignore_margin=1.0))
+    means, proxy = class_mean_losses(parts[1], dataset), parts[1]
+    labels = read_masks(dataset, [dataset.ids.index(name) for name in made.ids])
+    expected = ignore_doubtful(
+        pixel_losses(proxy(read_images(made, range(3))).logits, labels), labels, means, 1.0
+    )
+    assert torch.equal(read_masks(made, range(3)), expected) and (expected == 255).any()
+    records = [json.loads((tmp_path / "records" / f"{name}.json").read_text()) for name in made.ids]
+    assert [r["ignored_pixels"] for r in records] == (
+        (expected == 255).sum((1, 2)) - (labels == 255).sum((1, 2))
+    ).tolist()
+    for record in records:
+        right = sum(right for right, _ in record["class_pixels"].values())
+        assert right / 64**2 == pytest.approx(record["proxy_agreement"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: LossOptions(scope="world"), "scope is 'world'"),
+        (lambda: LossOptions(renew=0), "renew is 0"),
+        (lambda: Recipe(score="beauty"), "score is 'beauty'"),
+        (lambda: Recipe(candidates=0), "candidates is 0"),
+    ],
+)
+def test_bad_recipes_are_named(make, message):
+    with pytest.raises(D3S2Error, match=message):
+        make()
+
+
+def test_a_layer_that_the_proxy_lacks_is_named(dataset, parts):
+    with pytest.raises(D3S2Error, match="no layer 'encoder9'"):
+        guidance_losses(
+            parts[1], read_masks(dataset, [0]), parts[2], LossOptions(layers=("encoder9",))
+        )
+
+
+def test_bad_selections_and_a_foreign_generator_are_refused(dataset, parts, tmp_path):
+    for indices in ([], [1, 1]):
+        with pytest.raises(D3S2Error, match="masks selected"):
+            synthesise(*parts, dataset, indices, tmp_path, RECIPE)
+    foreign = LayoutGenerator(LayoutUNet(7, channels=(32, 32), layers=1), noise_schedule())
+    with pytest.raises(D3S2Error, match="knows 7 classes"):
+        synthesise(foreign, *parts[1:], dataset, [0], tmp_path, RECIPE)
+
+
+def test_pixels_round_trip():
+    levels = torch.arange(256).float().reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    assert np.array_equal(to_uint8(levels / 127.5 - 1)[0, ..., 0], np.arange(256).reshape(16, 16))
+
+
+def test_class_sets_name_exactly_the_classes_present():
+    labels = torch.tensor([[[0, 2], [2, 255]], [[255, 255], [255, 255]]])
+    assert class_sets(labels, 4).tolist() == [[1, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_a_dropped_condition_hides_the_layout(parts):
+    unet, x = parts[0].unet, torch.randn(2, 3, 64, 64)
+    a, b = torch.zeros(2, 64, 64, dtype=torch.int64), torch.ones(2, 64, 64, dtype=torch.int64)
+    t = torch.tensor(500)
+    assert not torch.allclose(unet(x, t, a, None), unet(x, t, b, None))
+    dropped = torch.full_like(a, -1)
+    torch.testing.assert_close(unet(x, t, dropped, None), unet(x, t, None, None))
+    assert not torch.allclose(unet(x, t, None, class_sets(a, 20)), unet(x, t, None, None))
+
+
+def test_training_resumes_to_the_same_weights_and_saves_what_it_loads(dataset, tmp_path):
+    recipe = Training(4, batch_size=2, save_every=2, log_every=1)
+    whole = train_proxy(dataset, tmp_path / "whole", recipe, lambda line: None)
+
+    def cut(line):
+        if line.startswith("iteration 3/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_proxy(dataset, tmp_path / "cut", recipe, cut)
+    assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["step"] == 2
+    said = []
+    again = train_proxy(dataset, tmp_path / "cut", recipe, said.append)
+    assert said[0] == "going on at iteration 2" and len(said) == 3
+    for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+    loaded, images = load_proxy(tmp_path / "whole"), torch.rand(1, 3, 64, 64) * 2 - 1
+    torch.testing.assert_close(
+        loaded(images).logits, whole.eval()(images).logits, atol=2e-2, rtol=2e-2
+    )  # stored in fp16
+
+
+def test_generator_trains_saves_and_loads(dataset, tmp_path):
+    generator = train_generator(
+        dataset, tmp_path, Training(2, batch_size=2), lambda line: None, channels=(32, 32), layers=1
+    )
+    loaded = load_generator(tmp_path)
+    assert (
+        loaded.unet.dtype == torch.float32
+        and loaded.scheduler.config.prediction_type == "v_prediction"
+    )
+    for a, b in zip(generator.unet.parameters(), loaded.unet.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_a_warm_start_copies_all_that_does_not_depend_on_the_classes():
+    source, model = ProxySegmenter(20), ProxySegmenter(11)
+    untouched = model.state_dict()["head.weight"].clone()
+    left = warm_start(model, source.state_dict())
+    assert left == ["head.bias", "head.weight"] and torch.equal(model.head.weight, untouched)
+    for name, value in source.state_dict().items():
+        assert name in left or torch.equal(model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("load", [load_generator, load_proxy])
+def test_missing_weights_say_how_to_get_them(load, tmp_path):
+    with pytest.raises(D3S2Error, match=r"d3s2.models.pretraining"):
+        load(tmp_path)
+
+
+def test_saving_in_half_precision_leaves_the_model_alone(tmp_path):
+    proxy = ProxySegmenter(3, channels=(8, 8))
+    before = [p.clone() for p in proxy.parameters()]
+    save_half(proxy, tmp_path)
+    assert all(
+        torch.equal(a, b) and b.dtype == torch.float32
+        for a, b in zip(before, proxy.parameters(), strict=True)
+    )
+
+
+class Greedy(torch.nn.Module):
+    """A network for which there is memory for so many images at once, and no more, as PyTorch says
+    it.
+    """
+
+    def __init__(self, unet: torch.nn.Module, most: int):
+        super().__init__()
+        self.inner, self.most, self.config = unet, most, unet.config
+
+    def forward(self, images: torch.Tensor, *rest: object, **named: object) -> object:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.inner(images, *rest, **named)
+
+
+def test_out_of_memory_says_what_to_lower(dataset, parts, tmp_path):
+    generator, proxy, targets = parts
+    greedy = LayoutGenerator(Greedy(generator.unet, 0), generator.scheduler)
+    said = {
+        "stop": "for 2 images at once: lower sampling_batch",
+        "halve": "for a single image: take vae_memory",
+    }
+    for choice, words in said.items():
+        with pytest.raises(D3S2Error, match=words):
+            synthesise(
+                greedy, proxy, targets, dataset, [0, 1], tmp_path, RECIPE, out_of_memory=choice
+            )
+
+
+def test_halved_groups_make_the_same_files(dataset, parts, tmp_path):
+    generator, proxy, targets = parts
+    greedy = LayoutGenerator(
+        Greedy(generator.unet, 4), generator.scheduler
+    )  # two and three are padded to four
+    recipe = replace(RECIPE, group=5)
+    synthesise(generator, proxy, targets, dataset, range(5), tmp_path / "whole", recipe)
+    synthesise(
+        greedy,
+        proxy,
+        targets,
+        dataset,
+        range(5),
+        tmp_path / "halved",
+        recipe,
+        out_of_memory="halve",
+    )
+    files = sorted(
+        path.relative_to(tmp_path / "whole")
+        for path in (tmp_path / "whole").rglob("*")
+        if path.is_file()
+    )
+    assert len(files) == 3 * 5 + 2
+    for file in files:
+        assert (tmp_path / "halved" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_the_training_command_says_what_is_wrong_in_a_sentence(tmp_path, capsys):
+    assert (
+        prepare_main(
+            [
+                "proxy",
+                "--data",
+                str(tmp_path / "none"),
+                "--out",
+                str(tmp_path / "out"),
+                "--iterations",
+                "1",
+            ]
+        )
+        == 2
+    )
+    said = capsys.readouterr().err
+    assert said.startswith("d3s2: ") and "none" in said and "Traceback" not in said

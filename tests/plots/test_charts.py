@@ -1,0 +1,81 @@
+"""Pictures: each function returns a figure that draws itself as a PNG, leaves its input alone and
+shows nothing.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from d3s2 import plots
+from d3s2.data.dataset import IGNORE, ClassInfo
+
+CLASSES = [
+    ClassInfo("sky", (10, 20, 200)),
+    ClassInfo("road", (90, 90, 90)),
+    ClassInfo("kite", (200, 0, 200)),
+]
+NAMES = [info.name for info in CLASSES]
+PALETTE = np.array([info.color for info in CLASSES], np.uint8)
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8) for _ in range(5)]
+MASKS = [RNG.choice([0, 1, 2, IGNORE], (12, 16)).astype(np.uint8) for _ in range(5)]
+
+FIGURES = {
+    "pairs": lambda: plots.show_pairs(
+        IMAGES, MASKS, PALETTE, ["a", "b", "c", "d", "e"], 3, CLASSES
+    ),
+    "one pair": lambda: plots.show_pairs(IMAGES[:1], MASKS[:1], PALETTE),
+    "legend": lambda: plots.class_legend(CLASSES),
+    "distribution": lambda: plots.class_distribution(
+        np.array([0.9, 0.1, 0]), np.array([1, 0.5, 0]), CLASSES
+    ),
+    "co-occurrence": lambda: plots.co_occurrence_map(
+        np.array([[4, 2, 0], [2, 2, 0], [0, 0, 0]]), NAMES
+    ),
+    "lines": lambda: plots.lines(np.arange(3), {"a": np.arange(3), "b": np.ones(3)}, "x", "y"),
+    "gains": lambda: plots.gains_curve(np.array([3.0, 1.0, 0.0]), 2),
+    "bars": lambda: plots.class_bars({"random": np.ones(3), "greedy": np.arange(3)}, NAMES),
+    "curves": lambda: plots.coverage_curves(
+        [1, 10], {"Gini": {"random": np.ones((3, 2)), "greedy": np.ones(2)}}
+    ),
+    "features": lambda: plots.class_feature_map(
+        np.array([[1.0, -1.0], [0.5, 0.0], [np.nan, np.nan]]), NAMES
+    ),
+    "all equal": lambda: plots.class_feature_map(np.zeros((3, 2)), NAMES),
+    "distances": lambda: plots.distance_map(np.array([[0, 2, 1], [2, 0, 3], [1, 3, 0.0]]), NAMES),
+    "heat": lambda: plots.heat_row([np.eye(4), np.eye(2)], ["fine", "coarse"]),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_draws_itself(name: str) -> None:
+    figure = FIGURES[name]()
+    assert isinstance(figure, Figure)
+    content = figure._repr_png_()
+    assert Image.open(io.BytesIO(content)).format == "PNG" and 1_000 < len(content) < 200_000
+    assert content == FIGURES[name]()._repr_png_()
+
+
+def test_colorize() -> None:
+    picture = plots.colorize(np.array([[0, 2], [IGNORE, 1]], np.uint8), PALETTE)
+    assert picture.dtype == np.uint8 and picture.tolist() == [
+        [[10, 20, 200], [200, 0, 200]],
+        [[255, 255, 255], [90, 90, 90]],
+    ]
+
+
+def test_pyplot_keeps_no_figure() -> None:
+    import matplotlib.pyplot as plt
+
+    FIGURES["pairs"]()
+    assert plt.get_fignums() == []
+
+
+def test_a_method_keeps_its_colour() -> None:
+    assert plots.series_color("random") == plots.SERIES["random"]
+    assert plots.series_color("unknown") == plots.series_color("unknown")

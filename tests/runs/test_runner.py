@@ -1,0 +1,301 @@
+"""The runner with tiny notebooks, through real papermill, real kernels and the real command
+line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from notebook_maker import SLOW, Sequence, stage_cell, write_notebook
+
+from d3s2.core.errors import D3S2Error
+from d3s2.runs import config, runner
+from d3s2.runs.notebooks import publish, read_chapter, read_chapters
+from d3s2.runs.runner import Plan
+from d3s2.runs.stages import verify
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def sequence(tmp_path: Path) -> Sequence:
+    return Sequence(tmp_path / "Ein Ordner {mit} Klammern")
+
+
+def test_everything_runs_once_and_is_then_up_to_date(sequence: Sequence) -> None:
+    assert sequence.run() == ["00", "01", "02"]
+    assert json.loads((sequence.run_dir / "selection" / "data.json").read_text())["seed"] == 0
+    assert sequence.run() == []
+    record = json.loads((sequence.run_dir / "executed" / "02_second.json").read_text())
+    assert [stage["name"] for stage in record["stages"]] == ["selection"]
+    assert record["seconds"] > 0
+    assert [name for name, _, _ in runner.timings(sequence.run_dir)] == [
+        "00_start",
+        "01_first",
+        "02_second",
+    ]
+
+
+def test_a_stage_elsewhere_is_no_part_of_the_run(sequence: Sequence) -> None:
+    elsewhere = stage_cell("example").replace(
+        "settings.run_dir, 'example'", "folder.name, 'example'"
+    )
+    play = f"import tempfile\nfolder = tempfile.TemporaryDirectory()\n{elsewhere}\nfolder.cleanup()"
+    write_notebook(
+        sequence.notebooks / "00_start.ipynb",
+        play.replace("    folder = stage", "    inside = stage").replace("folder / ", "inside / "),
+    )
+    assert sequence.run() == ["00", "01", "02"]
+    assert sequence.run() == []
+    assert json.loads((sequence.run_dir / "executed" / "00_start.json").read_text())["stages"] == []
+
+
+def test_a_parameter_makes_the_notebooks_that_take_it_stale(sequence: Sequence) -> None:
+    sequence.run()
+    assert sequence.run(beta=0.25) == ["02"]
+    assert sequence.run(beta=0.25, threads=1) == []
+    assert sequence.run(beta=0.25, seed=1) == ["00", "01", "02"]
+    assert json.loads((sequence.run_dir / "selection" / "data.json").read_text())["seed"] == 1
+    assert json.loads((sequence.run_dir / "run.json").read_text())["settings"]["beta"] == 0.25
+    assert len(list((sequence.run_dir / "superseded").iterdir())) == 2
+
+
+def test_source_and_artefacts_decide(sequence: Sequence) -> None:
+    sequence.run()
+    before = sequence.artefacts()
+    write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics"), "1 + 1")
+    assert sequence.run() == ["01", "02"]
+    (sequence.run_dir / "selection" / "data.json").write_text("{}")
+    assert sequence.run() == ["02"]
+    (sequence.run_dir / "statistics" / "manifest.json").unlink()
+    assert sequence.run() == ["01"]
+    (sequence.run_dir / "executed" / "00_start.json").write_text("{")
+    assert sequence.run() == ["00"]
+    assert sequence.artefacts() == before
+
+
+def test_only_the_modules_that_a_notebook_imports_make_it_stale(
+    sequence: Sequence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_notebook(
+        sequence.notebooks / "01_first.ipynb",
+        "from d3s2.plots.charts import *\nimport d3s2.data.scenes",
+    )
+    read = read_chapters(sequence.notebooks)
+    assert read[1].modules == ("d3s2.data.scenes", "d3s2.plots.charts", "d3s2.runs.config")
+    settings = config.resolve({"run_dir": str(sequence.run_dir)})
+    before = runner.chapter_keys(read, settings)
+
+    monkeypatch.setattr(
+        runner, "code_version", lambda *modules: f"edited {'d3s2.plots.charts' in modules}"
+    )
+    edited = runner.chapter_keys(read, settings)
+    monkeypatch.setattr(runner, "code_version", lambda *modules: "edited False")
+    other = runner.chapter_keys(read, settings)
+    assert edited["00_start"] == other["00_start"] != before["00_start"]
+    assert edited["01_first"] != other["01_first"] and edited["02_second"] != other["02_second"]
+
+
+def test_from_until_force(sequence: Sequence) -> None:
+    assert sequence.run(Plan(last=1)) == ["00", "01"]
+    with pytest.raises(D3S2Error, match="00_start is missing or out of date"):
+        sequence.run(Plan(first=2), seed=3)
+    assert json.loads((sequence.run_dir / "run.json").read_text())["settings"]["seed"] == 0
+    write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics"), "1 + 1")
+    with pytest.raises(D3S2Error, match="01_first is missing or out of date"):
+        sequence.run(Plan(first=2))
+    assert sequence.run(Plan(first=1)) == ["01", "02"]
+    before = sequence.artefacts()
+    assert not (sequence.run_dir / "superseded").exists()
+    assert sequence.run(Plan(force=True)) == ["00", "01", "02"]
+    assert sequence.artefacts() == before
+    assert len(list((sequence.run_dir / "superseded").iterdir())) == 2
+    for plan in (Plan(first=7), Plan(last=9), Plan(first=2, last=1)):
+        with pytest.raises(D3S2Error, match="--"):
+            sequence.run(plan)
+
+
+def test_command_line_says_what_happens(sequence: Sequence) -> None:
+    report = sequence.run_dir / "report"
+    body = "(folder / 'results.md').write_text('| set | mIoU |')"
+    write_notebook(sequence.notebooks / "03_third.ipynb", stage_cell("report", body))
+    done = sequence.cli("-p", "seed=2", "--until", "03")
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "profile smoke",
+        "02_second: 0:0",
+        "| set | mIoU |",
+        str(report),
+        str(sequence.run_dir / "executed"),
+    ):
+        assert text in done.stdout
+    assert "up to date" in sequence.cli("-p", "seed=2").stdout
+    results = subprocess.run(
+        [sys.executable, "-m", "d3s2.runs.cli", "results", "--run-dir", str(sequence.run_dir)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (results.returncode, results.stdout) == (0, "| set | mIoU |\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "sede=1"], "no parameter 'sede': did you mean 'seed'"),
+        (["-p", "budget=0.1"], "no parameter 'budget'"),  # no notebook of this sequence takes it
+        (["-p", "seed=one"], "seed is 'one': give a whole number from 0"),
+        (["-p", "seed=-1"], "seed is -1"),
+        (["-p", "seed"], "-p seed has no value"),
+        (["--from", "09"], "--from 09"),
+        (["--run-dir", "{file}/run"], "cannot be written"),
+        (["--notebooks", "{file}"], "no notebooks"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_runs(
+    sequence: Sequence, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = sequence.cli(*(text.replace("{file}", str(tmp_path / "file")) for text in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not sequence.run_dir.exists()
+
+
+def test_a_failing_notebook_keeps_its_executed_part(sequence: Sequence) -> None:
+    broken = ["print('before the error')", "x = 1\ny = x / 0", "print('never reached')"]
+    write_notebook(sequence.notebooks / "01_first.ipynb", *broken)
+    done = sequence.cli()
+    assert done.returncode == 1
+    assert (
+        "01_first failed in cell [5]: `y = x / 0` raised ZeroDivisionError: division by zero"
+        in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    partial = nbformat.read(sequence.run_dir / "executed" / "01_first.ipynb", as_version=4)
+    outputs = [
+        output for cell in partial.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
+    assert any("before the error" in output.get("text", "") for output in outputs)
+    assert any(output.output_type == "error" for output in outputs)
+    assert not any("never reached" in output.get("text", "") for output in outputs)
+    with pytest.raises(D3S2Error, match="ended in an error"):
+        publish(sequence.run_dir / "executed" / "01_first.ipynb", sequence.notebooks / "x.ipynb")
+
+    write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics"))
+    assert sequence.run() == ["01", "02"]  # 00 was kept
+
+
+def test_a_kernel_that_dies_is_a_sentence(sequence: Sequence) -> None:
+    write_notebook(sequence.notebooks / "01_first.ipynb", "import os; os.kill(os.getpid(), 9)")
+    done = sequence.cli()
+    assert done.returncode == 1
+    assert (
+        "01_first failed because its Python process died" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+
+
+def test_kill_in_the_middle_then_resume_gives_the_same_bytes(
+    sequence: Sequence, tmp_path: Path
+) -> None:
+    write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", SLOW))
+    killed = subprocess.Popen(sequence.command(), stdout=subprocess.DEVNULL, start_new_session=True)
+    items = sequence.run_dir / "statistics"
+    _wait_until(lambda: len(list(items.glob("item*.json"))) >= 5)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (items / "manifest.json").exists()
+    assert not list(sequence.run_dir.glob("kernel-ipc*"))  # its sockets lie elsewhere
+    kept = {path.name: path.stat().st_mtime_ns for path in items.glob("item*.json")}
+    assert sequence.run() == ["01", "02"]
+    assert all((items / name).stat().st_mtime_ns == stamp for name, stamp in kept.items())
+
+    resumed = sequence.artefacts()
+    shutil.rmtree(sequence.run_dir)
+    sequence.run()
+    assert sequence.artefacts() == resumed
+
+
+def test_two_runs_in_one_folder(sequence: Sequence) -> None:
+    write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", SLOW))
+    first = subprocess.Popen(sequence.command(), stdout=subprocess.PIPE, text=True)
+    _wait_until((sequence.run_dir / "statistics").exists)
+    second = sequence.cli()
+    assert second.returncode == 2 and f"Another run (process {first.pid})" in second.stderr
+    first.communicate(timeout=240)
+    assert first.returncode == 0
+
+
+def test_interrupt_says_how_to_go_on(sequence: Sequence) -> None:
+    write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", SLOW))
+    running = subprocess.Popen(
+        sequence.command(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a shell's background job has it ignored
+    )
+    _wait_until((sequence.run_dir / "statistics" / "item3.json").exists)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=240)
+    assert running.returncode == 130 and "goes on from here" in errors and "Traceback" not in errors
+
+
+def test_published_notebook_keeps_outputs_and_no_trace_of_the_run(
+    sequence: Sequence, tmp_path: Path
+) -> None:
+    sequence.run(seed=7)
+    runner.publish_run(sequence.run_dir, tmp_path / "out")
+    text = (tmp_path / "out" / "01_first.ipynb").read_text()
+    assert "statistics done" in text
+    for trace in ("papermill", "injected", str(sequence.run_dir), "execution"):
+        assert trace not in text.replace("execution_count", "")
+    notebook = nbformat.read(tmp_path / "out" / "01_first.ipynb", as_version=4)
+    codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in codes] == [1, 2, 3]
+    source = nbformat.read(sequence.notebooks / "01_first.ipynb", as_version=4)
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in source.cells]
+    assert read_chapter(tmp_path / "out" / "01_first.ipynb").parameters == (
+        "profile",
+        "run_dir",
+        "seed",
+    )
+
+    runner.publish_run(
+        sequence.run_dir, sequence.notebooks
+    )  # in place: outputs are no reason to run again
+    assert sequence.run(seed=7) == []
+
+
+def test_a_notebook_without_parameters_cell_is_named(sequence: Sequence) -> None:
+    path = sequence.notebooks / "01_first.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].metadata = {}
+    nbformat.write(notebook, path)
+    with pytest.raises(D3S2Error, match=r"01_first.ipynb has 0 cells"):
+        sequence.run()
+
+
+def test_no_results_yet(tmp_path: Path) -> None:
+    with pytest.raises(D3S2Error, match="no results"):
+        runner.results(tmp_path)
+    with pytest.raises(D3S2Error, match="no executed notebooks"):
+        runner.publish_run(tmp_path)
+    assert not verify(tmp_path, "selection", "")
+
+
+def _wait_until(condition: object, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)

@@ -1,0 +1,307 @@
+"""Counting and moments against their definitions, and the identities they must keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from d3s2.core.errors import D3S2Error
+from d3s2.data import scenes
+from d3s2.data.dataset import IGNORE, ClassInfo, SegmentationDataset
+from d3s2.data.folder import write_classes
+from d3s2.data.opening import open_dataset
+from d3s2.data.scenes import scenes_classes
+from d3s2.statistics.features import ClassMoments, feature_statistics, soft_masks
+from d3s2.statistics.pixels import PixelCounts, class_table, co_occurrence, count_pixels
+
+CLASSES = [ClassInfo(f"c{index}", (index, 0, 0)) for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SegmentationDataset:
+    """Seven 6x9 masks of 4 classes; class 3 never occurs; mask 2 is all ignore."""
+    root, rng = tmp_path_factory.mktemp("small"), np.random.default_rng(1)
+    write_classes(root / "classes.csv", CLASSES)
+    for index in range(7):
+        labels = rng.integers(0, 3, (6, 9)).astype(np.uint8)
+        labels[rng.random((6, 9)) < 0.2] = IGNORE
+        if index == 2:
+            labels[:] = IGNORE
+        if index == 4:
+            labels[labels == 1] = 0
+        for part, array in (
+            ("images", rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)),
+            ("labels", labels),
+        ):
+            (root / "train" / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / "train" / part / f"{index}.png")
+    return open_dataset("folder", root, "train")
+
+
+def test_counts_equal_a_naive_loop(small: SegmentationDataset) -> None:
+    counts = count_pixels(small)
+    assert counts.ids == small.ids and counts.counts.dtype == np.int64
+    for index in range(len(small)):
+        labels = small.read_labels(index)
+        assert counts.counts[[index]].toarray()[0].tolist() == [
+            int((labels == c).sum()) for c in range(4)
+        ]
+        assert counts.valid[index] == (labels != IGNORE).sum()
+
+
+def test_class_table_and_co_occurrence(small: SegmentationDataset) -> None:
+    counts = count_pixels(small)
+    table, pairs = class_table(counts, small.classes), co_occurrence(counts)
+    assert sum(row.pixels for row in table) == counts.valid.sum()
+    assert sum(row.pixel_share for row in table) == pytest.approx(1)
+    assert table[3].warning and (table[3].pixels, table[3].pixel_share, table[3].images) == (
+        0,
+        0.0,
+        0,
+    )
+    assert not table[0].warning and table[0].image_share == 6 / 7
+    assert (pairs == pairs.T).all() and np.diag(pairs).tolist() == [row.images for row in table]
+    masks = [small.read_labels(index) for index in range(7)]
+    assert pairs[0, 1] == sum((m == 0).any() and (m == 1).any() for m in masks)
+
+
+def test_shares_sum_to_one_and_never_divide_by_zero(small: SegmentationDataset) -> None:
+    shares = count_pixels(small).shares().toarray()
+    assert shares.sum(1) == pytest.approx([1, 1, 0, 1, 1, 1, 1])
+
+
+def test_shards_concatenate_and_files_keep_everything(
+    small: SegmentationDataset, tmp_path: Path
+) -> None:
+    whole = count_pixels(small)
+    parts = PixelCounts.concatenate(
+        [count_pixels(small.subset(range(3))), count_pixels(small.subset(range(3, 7)))]
+    )
+    whole.save(tmp_path / "a.npz")
+    parts.save(tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    loaded = PixelCounts.load(tmp_path / "a.npz")
+    assert (loaded.counts != whole.counts).nnz == 0 and loaded.ids == whole.ids
+    assert loaded.valid.tolist() == whole.valid.tolist() and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 half"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.npz").write_bytes(content)
+    for kind in (PixelCounts, ClassMoments):
+        with pytest.raises(D3S2Error, match=r"x\.npz.*notebook 01"):
+            kind.load(tmp_path / "x.npz")
+        with pytest.raises(D3S2Error, match="notebook 01"):
+            kind.load(tmp_path / "missing.npz")
+
+
+# --------------------------------------------------------------------------------------- soft masks
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99)
+)
+def test_soft_masks_are_area_averages(height: int, width: int, h: int, w: int, seed: int) -> None:
+    """Against the definition: repeat every pixel h*w times, then average whole blocks."""
+    labels = torch.from_numpy(
+        np.random.default_rng(seed).choice([0, 1, 2, IGNORE], (2, height, width))
+    )
+    fine = labels.repeat_interleave(h, 1).repeat_interleave(w, 2)
+    expected = torch.stack([(fine == c).double() for c in range(3)], 1)
+    expected = expected.reshape(2, 3, h, height, w, width).mean((3, 5))
+    got = soft_masks(labels, 3, (h, w))
+    assert got.shape == (2, 3, h, w) and got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=0)
+    area = torch.stack([(labels == c).double().mean() for c in range(3)])
+    torch.testing.assert_close(got.double().mean((0, 2, 3)), area, atol=1e-6, rtol=0)
+
+
+def test_soft_masks_leave_ignore_out_and_refuse_foreign_ids() -> None:
+    labels = torch.tensor([[[0, IGNORE], [1, IGNORE]]])
+    assert soft_masks(labels, 2, (1, 1)).flatten().tolist() == [0.25, 0.25]
+    assert soft_masks(labels, 2, (2, 2)).sum(1).tolist() == [[[1, 0], [1, 0]]]
+    with pytest.raises(D3S2Error, match="label id 7 is outside the 2 classes"):
+        soft_masks(torch.full((1, 2, 2), 7), 2, (1, 1))
+    with pytest.raises(D3S2Error, match=r"\[B, H, W\]"):
+        soft_masks(torch.zeros(2, 2), 2, (1, 1))
+
+
+# ------------------------------------------------------------------------------------------ moments
+def draw(seed: int, batch: int = 3, classes: int = 3) -> tuple[list[Tensor], Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (batch, 8, 8), generator=rng)
+    labels[torch.rand((batch, 8, 8), generator=rng) < 0.2] = IGNORE
+    return [
+        torch.randn(batch, 4, 8, 8, generator=rng),
+        50 + torch.randn(batch, 2, 4, 4, generator=rng),
+    ], labels
+
+
+def moments_of(features: list[Tensor], labels: Tensor, classes: int = 3) -> ClassMoments:
+    moments = ClassMoments(classes, [feature.shape[1] for feature in features])
+    moments.update(features, labels)
+    return moments
+
+
+def assert_same(a: ClassMoments, b: ClassMoments, tolerance: float = 1e-10) -> None:
+    for name in ("n", "mean", "m2"):
+        for left, right in zip(getattr(a, name), getattr(b, name), strict=True):
+            torch.testing.assert_close(left, right, atol=tolerance, rtol=tolerance)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000))
+def test_moments_equal_a_naive_loop(seed: int) -> None:
+    features, labels = draw(seed)
+    moments = moments_of(features, labels)
+    for layer, feature in enumerate(features):
+        masks = soft_masks(labels, 3, tuple(feature.shape[2:])).double()
+        for c in range(3):
+            n = masks[:, c].sum()
+            for d in range(feature.shape[1]):
+                mean = (masks[:, c] * feature[:, d].double()).sum() / n
+                variance = (masks[:, c] * feature[:, d].double() ** 2).sum() / n - mean**2
+                assert moments.n[layer][c] == pytest.approx(n.item())
+                assert moments.mean[layer][c, d] == pytest.approx(mean.item(), abs=1e-10)
+                assert moments.variance()[layer][c, d] == pytest.approx(variance.item(), abs=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_shards_merge_exactly(seed: int, cut: int) -> None:
+    """Chan's update: two shards, in either order, give what one pass gives."""
+    features, labels = draw(seed, batch=6)
+    whole = moments_of(features, labels)
+    left = moments_of([feature[:cut] for feature in features], labels[:cut])
+    right = moments_of([feature[cut:] for feature in features], labels[cut:])
+    other = moments_of([feature[cut:] for feature in features], labels[cut:])
+    left_copy = moments_of([feature[:cut] for feature in features], labels[:cut])
+    left.merge(right)
+    other.merge(left_copy)
+    assert_same(whole, left)
+    assert_same(whole, other)
+
+
+def test_pixels_of_a_class_may_change_places() -> None:
+    features, labels = draw(3)
+    feature, shuffled = features[0], features[0].clone()
+    for c in range(3):
+        place = (labels == c).nonzero()
+        order = place[torch.randperm(len(place), generator=torch.Generator().manual_seed(c))]
+        shuffled[place[:, 0], :, place[:, 1], place[:, 2]] = feature[
+            order[:, 0], :, order[:, 1], order[:, 2]
+        ]
+    assert not torch.equal(feature, shuffled)
+    assert_same(moments_of([feature], labels), moments_of([shuffled], labels))
+
+
+def test_ignored_pixels_do_not_matter() -> None:
+    features, labels = draw(4)
+    changed = features[0].clone()
+    changed.permute(0, 2, 3, 1)[labels == IGNORE] = 1e6
+    assert_same(moments_of([features[0]], labels), moments_of([changed], labels))
+
+
+def test_class_names_do_not_matter() -> None:
+    features, labels = draw(5)
+    renamed = torch.where(labels == IGNORE, labels, (labels + 1) % 3)
+    plain, rolled = moments_of(features, labels), moments_of(features, renamed)
+    for layer in range(2):
+        torch.testing.assert_close(plain.mean[layer].roll(1, 0), rolled.mean[layer])
+        torch.testing.assert_close(plain.m2[layer].roll(1, 0), rolled.m2[layer])
+
+
+def test_constant_features_have_no_variance() -> None:
+    _, labels = draw(6)
+    moments = moments_of([torch.full((3, 4, 8, 8), 0.1), torch.full((3, 2, 4, 4), -1e6)], labels)
+    for layer, value in ((0, 0.1), (1, -1e6)):
+        assert (moments.variance()[layer] == 0).all() and (
+            moments.global_variance()[layer] == 0
+        ).all()
+        torch.testing.assert_close(
+            moments.mean[layer], torch.full_like(moments.mean[layer], value), rtol=1e-7, atol=0
+        )
+
+
+def test_a_class_that_never_occurs_holds_zeros() -> None:
+    features, labels = draw(7)
+    moments = moments_of(features, labels, classes=5)
+    assert moments.n[0][3:].tolist() == [0, 0] and (moments.mean[0][3:] == 0).all()
+    assert all(torch.isfinite(variance).all() for variance in moments.variance())
+    empty = moments_of(features, torch.full_like(labels, IGNORE))
+    assert torch.isfinite(empty.global_variance()[0]).all() and empty.n[0].sum() == 0
+
+
+def test_one_class_is_the_global_mean_and_variance() -> None:
+    features, labels = draw(8)
+    moments = moments_of(features[:1], torch.zeros_like(labels), classes=1)
+    flat = features[0].double().permute(1, 0, 2, 3).flatten(1)
+    torch.testing.assert_close(moments.mean[0][0], flat.mean(1))
+    torch.testing.assert_close(moments.variance()[0][0], flat.var(1, unbiased=False))
+    torch.testing.assert_close(moments.global_variance()[0], flat.var(1, unbiased=False))
+
+
+def test_global_variance_is_that_of_all_valid_pixels() -> None:
+    features, labels = draw(9)
+    flat = features[0].double().permute(0, 2, 3, 1)[labels != IGNORE]
+    moments = moments_of(features, labels)
+    torch.testing.assert_close(moments.global_mean()[0], flat.mean(0))
+    torch.testing.assert_close(moments.global_variance()[0], flat.var(0, unbiased=False))
+
+
+def test_moments_survive_the_disk_and_refuse_strangers(tmp_path: Path) -> None:
+    features, labels = draw(10)
+    moments = moments_of(features, labels)
+    moments.save(tmp_path / "m.npz")
+    loaded = ClassMoments.load(tmp_path / "m.npz")
+    assert_same(moments, loaded, tolerance=0)
+    assert loaded.layers == moments.layers and loaded.channels == (4, 2)
+    with pytest.raises(D3S2Error, match="cannot merge"):
+        moments.merge(ClassMoments(3, [4]))
+    with pytest.raises(D3S2Error, match="channels"):
+        moments.update(features[:1], labels)
+
+
+# -------------------------------------------------------------------------- the pass over a dataset
+class Features(NamedTuple):
+    """What a proxy returns, as far as statistics care."""
+
+    features: list[Tensor]
+
+
+class TinyProxy(nn.Module):
+    """Two layers of a random convolutional network."""
+
+    layers = ("first", "second")
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 2, 2)
+
+    def forward(self, images: Tensor) -> Features:
+        first = self.first(images)
+        return Features([first, self.second(first.relu())])
+
+
+def test_feature_statistics_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    scenes.write_split(tmp_path, "train", 7)
+    write_classes(tmp_path / "classes.csv", scenes_classes())
+    data, proxy = open_dataset("folder", tmp_path, "train"), TinyProxy()
+    one, many = (feature_statistics(data, proxy, batch_size=size) for size in (1, 4))
+    assert one.layers == ("first", "second") and one.channels == (4, 6)
+    assert_same(one, many, tolerance=1e-6)  # float32 convolutions round differently per batch size
+    counts = count_pixels(data).pixel_counts()
+    assert one.n[0].tolist() == counts.tolist()
+    torch.testing.assert_close(
+        one.n[1] * 4, torch.from_numpy(counts).double(), atol=1e-3, rtol=1e-6
+    )
+    with pytest.raises(D3S2Error, match="holds no image"):
+        feature_statistics(data.subset([]), proxy)

@@ -1,0 +1,71 @@
+"""Counting live tensors, on cases whose sums are known, and the true sizes of the networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from d3s2.models.stable_diffusion import ControlledUNet
+from d3s2.studies import memory
+from d3s2.studies.memory import TEXT_ENCODER_WEIGHTS, LiveBytes, true_size_model
+
+
+def test_the_peak_counts_what_is_alive_at_once_and_views_once():
+    with LiveBytes() as live:
+        a = torch.zeros(1000)
+        b = a.view(10, 100) + 1
+        del a
+        c = b * 2
+        del b, c
+        torch.zeros(10)
+    assert live.peak == 2 * 4000
+
+
+def test_a_saved_activation_is_alive_until_the_gradient_is_taken():
+    x = torch.ones(1000, requires_grad=True)
+    with LiveBytes() as live:
+        y = x.exp().exp()  # each result is kept for the way back
+        assert live.peak == 2 * 4000
+        torch.autograd.grad(y.sum(), x)
+    assert live.peak > 2 * 4000
+
+
+@pytest.mark.processes
+def test_the_step_that_is_counted_can_be_taken_and_has_a_finite_gradient(monkeypatch):
+    small = {
+        "sample_size": 8,
+        "cross_attention_dim": 768,
+        "block_out_channels": (32, 64, 64, 64),
+        "attention_head_dim": 8,
+    }
+    monkeypatch.setattr(memory, "UNET", small)
+    monkeypatch.setattr(memory, "CONTROLNET", {name: small[name] for name in memory.CONTROLNET})
+    monkeypatch.setattr(memory, "VAE", memory.VAE | {"block_out_channels": (32, 32, 32, 32)})
+    for precision, jacobian in (("float32", "full"), ("bfloat16", "detach")):
+        case = (precision, jacobian, True, "slicing", 64, 1)
+        weights, counted = memory.peak(*case)
+        assert 0 < weights < counted
+        memory.measure(*case)  # raises where the gradient is not finite
+
+
+def test_the_networks_have_stable_diffusions_published_sizes():
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = true_size_model(True, "slicing")
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+            )
+        )
+    sizes = [
+        sum(p.numel() for p in part.parameters())
+        for part in (model.unet.unet, model.unet.controlnet, model.vae, text)
+    ]
+    assert sizes == [859_520_964, 361_279_120, 83_653_863, TEXT_ENCODER_WEIGHTS]
+    assert model.noise_shape(512, 512) == (4, 64, 64) and isinstance(model.unet, ControlledUNet)
