@@ -60,9 +60,11 @@ def _imports(module: str, tree: ast.AST, is_package: bool) -> list[str]:
             base = here[: len(here) - node.level + 1] if node.level else []
             parent = ".".join([*base, *([node.module] if node.module else [])])
             names |= {parent, *(f"{parent}.{alias.name}" for alias in node.names)}
-    parents = {
-        ".".join(name.split(".")[:depth])
-        for name in names
-        for depth in range(2, name.count(".") + 1)
-    }
-    return sorted(name for name in names | parents if is_module(name))
+    packages = names.union(*map(_packages, names))
+    return sorted(name for name in packages if is_module(name))
+
+
+def _packages(module: str) -> list[str]:
+    """The packages inside d3s2 that a module lies in: their `__init__` is run too."""
+    parts = module.split(".")
+    return [".".join(parts[:depth]) for depth in range(2, len(parts))]

@@ -1,17 +1,15 @@
-"""What a run has to work with: versions, device, cores, memory; and `check`, which says what is
-missing.
+"""What a run has to work with: versions, device, cores, memory.
+
+Importing this module is light: PyTorch and Dask are imported by the functions that ask them.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import math
-import os
 import platform
 import re
 import resource
 import sys
-from pathlib import Path
 
 from d3s2.core import places
 from d3s2.core.errors import D3S2Error
@@ -29,7 +27,6 @@ PACKAGES = (
     "papermill",
 )
 """What a result can depend on; their versions go into `run.json`."""
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def versions() -> dict[str, str]:
@@ -64,7 +61,9 @@ def pick_device(choice: str = "auto") -> str:
             "device is 'cuda' but PyTorch sees no GPU: use device=cpu, or mend the driver "
             "(nvidia-smi)."
         )
-    return ("cuda" if torch.cuda.is_available() else "cpu") if choice == "auto" else choice
+    if choice != "auto":
+        return choice
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def require_gpus(count: int) -> None:
@@ -88,23 +87,25 @@ def device_name(choice: str = "auto") -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use: its CPU affinity, and the container's quota where there is
-    one.
+    """Cores that this process may use, at least 1.
+
+    Dask's answer: the least of the machine's cores, the CPU affinity, and the container's quota
+    (cgroup v1 and v2), of which a part of a core counts as one.
     """
-    allowed = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    quota = _cgroup("cpu.max").split()
-    if len(quota) == 2 and quota[0].isdecimal():
-        allowed = min(allowed, math.ceil(int(quota[0]) / int(quota[1])))
-    return max(allowed, 1)
+    from dask.system import cpu_count
+
+    return cpu_count()
 
 
 def memory_mb() -> int:
-    """Memory of the machine, or of the container where that is less, in MiB."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-    limit = _cgroup("memory.max").strip()
-    return min(total, int(limit) // 2**20) if limit.isdecimal() else total
+    """Memory that this process may use, in MiB.
+
+    Dask's answer: the least of the machine's memory, the container's limit (cgroup v1 and v2, soft
+    ones too), and the hard limit of resident memory (`ulimit -Hm`).
+    """
+    from distributed.system import memory_limit
+
+    return memory_limit() // 2**20
 
 
 def set_threads(threads: int = 0) -> int:
@@ -131,10 +132,3 @@ def facts(device: str = "auto") -> dict[str, object]:
         "memory_mb": memory_mb(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _cgroup(name: str) -> str:
-    try:
-        return (_CGROUP / name).read_text()
-    except OSError:
-        return ""

@@ -74,9 +74,8 @@ def own_core() -> int | None:
         number = get_worker().name
     except ValueError:
         return None  # not in a worker
-    if not isinstance(number, int) or not hasattr(
-        os, "sched_getaffinity"
-    ):  # a number: as LocalCluster counts its workers
+    counted = isinstance(number, int)  # as LocalCluster names its workers
+    if not counted or not hasattr(os, "sched_getaffinity"):
         return None
     cores = sorted(os.sched_getaffinity(0))
     return cores[number % len(cores)]

@@ -1,4 +1,4 @@
-"""What the machine is found to be, and the lines of `d3s2 check`."""
+"""The lines of `d3s2 check`, the progress display, the meter."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from d3s2.core import machine
-from d3s2.core.errors import D3S2Error
 from d3s2.runs import config, readiness
 from d3s2.runs.progress import Display, Meter, clock
 
@@ -20,59 +18,6 @@ def lines(**names: object) -> dict[str, bool]:
     return {
         check.text: check.ok for check in readiness.check(config.resolve(names, remember=False))
     }
-
-
-def test_versions_are_those_of_the_pins() -> None:
-    pins, found = machine.pinned(), machine.versions()
-    assert pins["torch"] == "2.13.0"
-    for name in machine.PACKAGES:
-        assert found[name].split("+")[0] == pins[name]
-
-
-def test_threads_cores_and_memory() -> None:
-    import torch
-
-    before = torch.get_num_threads()
-    assert machine.set_threads(1) == 1 == torch.get_num_threads()
-    assert machine.set_threads(0) == machine.cores() >= 1
-    torch.set_num_threads(before)
-    assert 0 < machine.peak_memory() < machine.memory_mb()
-
-
-@pytest.mark.parametrize(
-    ("cpu", "memory", "cores_at_most", "memory_at_most"),
-    [
-        ("150000 100000", "1073741824", 2, 1024),
-        ("max 100000", "max", 10**6, 10**9),
-        (None, None, 10**6, 10**9),
-    ],
-)
-def test_limits_of_a_container(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    cpu: str | None,
-    memory: str | None,
-    cores_at_most: int,
-    memory_at_most: int,
-) -> None:
-    if cpu and memory:
-        (tmp_path / "cpu.max").write_text(f"{cpu}\n")
-        (tmp_path / "memory.max").write_text(f"{memory}\n")
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    assert 1 <= machine.cores() <= cores_at_most
-    assert 0 < machine.memory_mb() <= memory_at_most
-
-
-def test_device() -> None:
-    import torch
-
-    assert machine.pick_device("cpu") == "cpu"
-    if torch.cuda.is_available():
-        assert machine.pick_device("auto") == machine.pick_device("cuda") == "cuda"
-    else:
-        assert machine.pick_device("auto") == "cpu"
-        with pytest.raises(D3S2Error, match="no GPU"):
-            machine.pick_device("cuda")
 
 
 def test_check_names_what_is_missing(tmp_path: Path) -> None:
