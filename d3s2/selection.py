@@ -58,7 +58,7 @@ class Ranking:
 
     @staticmethod
     def load(path: Path) -> Ranking:
-        """Read what `save` wrote."""
+        """Read what `save` wrote. Raises D3S2Error when the file is missing or damaged."""
         data = load_npz(path, ("indices", "gains"))
         return Ranking(data["indices"], data["gains"])
 
@@ -151,7 +151,7 @@ def objective(
     indices: Sequence[int] | np.ndarray,
     delta: float = 1.0,
 ) -> float:
-    """F(S) of the module's text."""
+    """F(S) of the module's text, for the masks at these positions of presence csr float64[N, C]."""
     totals = np.asarray(matrix[np.asarray(indices, dtype=np.int64)].sum(axis=0)).ravel()
     return float(weights @ np.log1p(totals / delta))
 
@@ -167,10 +167,13 @@ def greedy(
     it is picked when it stays on top.
     """
     count = _check(matrix, weights, budget, delta)
-    rows, weight, totals = _rows(matrix), weights.tolist(), [float(delta)] * matrix.shape[1]
+    rows = _rows(matrix)
+    weight = weights.tolist()
+    totals = [float(delta)] * matrix.shape[1]  # delta + n_c(S), S still empty
     heap = [(-_gain(row, weight, totals), index) for index, row in enumerate(rows)]
     heapq.heapify(heap)
-    picked, gains = [], []
+    picked: list[int] = []
+    gains: list[float] = []
     while len(picked) < count:
         index = heap[0][1]
         fresh = (-_gain(rows[index], weight, totals), index)
@@ -179,34 +182,37 @@ def greedy(
             heapq.heappop(heap)
             picked.append(index)
             gains.append(-fresh[0])
-            for column, value in zip(*rows[index], strict=True):
-                totals[column] += value
-    return Ranking(np.array(picked, dtype=np.int64), np.array(gains, dtype=np.float64))
+            _add(rows[index], totals)
+    return _ranking(picked, gains)
 
 
 def naive_greedy(
     matrix: sparse.csr_array, weights: np.ndarray, budget: int | None = None, delta: float = 1.0
 ) -> Ranking:
-    """The same by its definition: every gain anew for every pick, O(k N C). For reading and for
-    tests.
+    """The same by its definition, for reading and for tests: every gain anew for every pick.
+
+    Arguments, ties and result are those of `greedy`, which computes a fraction of these k N gains.
     """
     count = _check(matrix, weights, budget, delta)
-    rows, weight, totals = _rows(matrix), weights.tolist(), [float(delta)] * matrix.shape[1]
-    picked, gains, free = [], [], set(range(len(rows)))
+    rows = _rows(matrix)
+    weight = weights.tolist()
+    totals = [float(delta)] * matrix.shape[1]  # delta + n_c(S), S still empty
+    unpicked = list(range(len(rows)))
+    picked: list[int] = []
+    gains: list[float] = []
     for _ in range(count):
-        gain, index = max((_gain(rows[i], weight, totals), -i) for i in free)
-        picked.append(-index)
-        gains.append(gain)
-        free.remove(-index)
-        for column, value in zip(*rows[-index], strict=True):
-            totals[column] += value
-    return Ranking(np.array(picked, dtype=np.int64), np.array(gains, dtype=np.float64))
+        gain = {index: _gain(rows[index], weight, totals) for index in unpicked}
+        best = max(unpicked, key=gain.__getitem__)  # of equal ones the first: the lowest index
+        picked.append(best)
+        gains.append(gain[best])
+        unpicked.remove(best)
+        _add(rows[best], totals)
+    return _ranking(picked, gains)
 
 
 def random_ranking(total: int, seed: int = 0) -> Ranking:
     """All masks in random order: the baseline that every method has to beat."""
-    order = np.random.default_rng([seed, 1]).permutation(total)
-    return Ranking(order.astype(np.int64), np.full(total, np.nan))
+    return _ranking(np.random.default_rng([seed, 1]).permutation(total))
 
 
 def uniform_ranking(counts: PixelCounts, seed: int = 0) -> Ranking:
@@ -218,11 +224,10 @@ def uniform_ranking(counts: PixelCounts, seed: int = 0) -> Ranking:
     """
     rng = np.random.default_rng([seed, 2])
     columns = counts.counts.tocsc()
-    queues = [
-        rng.permutation(columns.indices[a:b]).tolist()
-        for a, b in zip(columns.indptr[:-1], columns.indptr[1:], strict=True)
-    ]
-    used, order = np.zeros(len(counts), dtype=bool), []
+    bounds = zip(columns.indptr[:-1], columns.indptr[1:], strict=True)
+    queues = [rng.permutation(columns.indices[a:b]).tolist() for a, b in bounds]
+    used = np.zeros(len(counts), dtype=bool)
+    order: list[int] = []
     while any(queues):
         for queue in queues:
             while queue and used[queue[-1]]:
@@ -232,24 +237,51 @@ def uniform_ranking(counts: PixelCounts, seed: int = 0) -> Ranking:
                 used[index] = True
                 order.append(index)
     order += rng.permutation(np.flatnonzero(~used)).tolist()
-    return Ranking(np.array(order, dtype=np.int64), np.full(len(order), np.nan))
+    return _ranking(order)
 
 
 def coverage(matrix: sparse.csr_array, indices: Sequence[int] | np.ndarray) -> Coverage:
-    """Spread of a selection over the classes. matrix: presence or counts, any csr[N, C] >= 0."""
-    per_class = np.asarray(
-        matrix[np.asarray(indices, dtype=np.int64)].sum(axis=0), dtype=np.float64
-    ).ravel()
+    """How the selection at these positions spreads over the classes.
+
+    matrix: presence or counts, any csr[N, C] >= 0; a class that it lacks altogether is left out.
+    """
+    chosen = matrix[np.asarray(indices, dtype=np.int64)]
+    per_class = np.asarray(chosen.sum(axis=0), dtype=np.float64).ravel()
     possible = np.asarray(matrix.sum(axis=0)).ravel() > 0
     values = np.sort(per_class[possible])
-    total, size = values.sum(), len(values)
-    if total == 0:
-        return Coverage(per_class, 0, size, 0.0, 0.0, 0.0, 0.0)
-    share = values / total
-    gini = float(((2 * np.arange(1, size + 1) - size - 1) @ share) / size)
-    kl = float((share[share > 0] * np.log(share[share > 0] * size)).sum())
-    middle, covered = float(np.median(values)), int((values > 0).sum())
-    return Coverage(per_class, covered, size, float(values[0]), middle, gini, kl)
+    if values.sum() == 0:
+        return Coverage(per_class, 0, len(values), smallest=0.0, median=0.0, gini=0.0, kl=0.0)
+    share = values / values.sum()
+    return Coverage(
+        per_class=per_class,
+        covered=int((values > 0).sum()),
+        possible=len(values),
+        smallest=float(values[0]),
+        median=float(np.median(values)),
+        gini=_gini(share),
+        kl=_divergence(share),
+    )
+
+
+def _gini(share: np.ndarray) -> float:
+    """The Gini coefficient of shares float64[C] in ascending order that sum to 1."""
+    size = len(share)
+    ranks = 2 * np.arange(1, size + 1) - size - 1
+    return float((ranks @ share) / size)
+
+
+def _divergence(share: np.ndarray) -> float:
+    """KL(share || uniform) in nats, for shares float64[C] that sum to 1."""
+    some = share[share > 0]
+    return float((some * np.log(some * len(share))).sum())
+
+
+def _ranking(picked: Sequence[int] | np.ndarray, gains: Sequence[float] | None = None) -> Ranking:
+    """The picks as a Ranking; without gains, for a rule that has none, they are NaN."""
+    indices = np.array(picked, dtype=np.int64)
+    if gains is None:
+        return Ranking(indices, np.full(len(indices), np.nan))
+    return Ranking(indices, np.array(gains, dtype=np.float64))
 
 
 def _rows(matrix: sparse.csr_array) -> list[tuple[list[int], list[float]]]:
@@ -265,7 +297,14 @@ def _gain(row: tuple[list[int], list[float]], weight: list[float], totals: list[
     return sum([weight[c] * math.log1p(a / totals[c]) for c, a in zip(*row, strict=True)])
 
 
+def _add(row: tuple[list[int], list[float]], totals: list[float]) -> None:
+    """One more mask is selected: its presences join the totals."""
+    for c, a in zip(*row, strict=True):
+        totals[c] += a
+
+
 def _check(matrix: sparse.csr_array, weights: np.ndarray, budget: int | None, delta: float) -> int:
+    """How many picks there will be. Raises D3S2Error for what cannot be maximised."""
     total, classes = matrix.shape
     if weights.shape != (classes,) or not np.isfinite(weights).all() or (weights < 0).any():
         raise D3S2Error(
