@@ -1,14 +1,7 @@
-"""Chapter 01: what a segmentation dataset is made of.
+"""Chapter 01, second half: mean and variance of a proxy network's features, per class and layer.
 
-Two kinds of statistics, both one pass over the data and both mergeable, so that shards can be
-counted apart:
-
-- `PixelCounts`: how many pixels of every class every mask has (sparse, integers);
-- `ClassMoments`: mean and variance of a proxy network's features, per class and per layer
-(float64).
-
-Both definitions are our choice; the D3S2 abstract only says "class-wise feature statistics across
-layers".
+One pass over the data, float64, mergeable, so that shards can be counted apart. The definition is
+our choice; the D3S2 abstract only says "class-wise feature statistics across layers".
 """
 
 from __future__ import annotations
@@ -26,6 +19,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import load_npz, write_npz
 from d3s2.core.parallel import chunks, with_bar
 from d3s2.data.dataset import IGNORE, SegmentationDataset
+from d3s2.data.tensors import read_images, read_masks
 
 
 # -------------------------------------------------------------------- features: soft masks, moments
@@ -62,7 +56,8 @@ def _area_weights(source: int, target: int, device: torch.device) -> Tensor:
     1.
     """
     edges = torch.arange(target + 1, dtype=torch.float64) * (source / target)
-    low, high = edges[:-1, None], edges[1:, None]
+    low = edges[:-1, None]
+    high = edges[1:, None]
     pixel = torch.arange(source, dtype=torch.float64)[None]
     overlap = (torch.minimum(high, pixel + 1) - torch.maximum(low, pixel)).clamp(min=0)
     return (overlap * (target / source)).float().to(device)
@@ -89,11 +84,14 @@ class ClassMoments:
 
     @property
     def channels(self) -> tuple[int, ...]:
+        """D_l: how many features a cell of each layer has."""
         return tuple(int(mean.shape[1]) for mean in self.mean)
 
     def update(self, features: Sequence[Tensor], labels: Tensor) -> None:
-        """Add a batch. features: per layer [B, D_l, h_l, w_l]; labels: integer [B, H, W], 255 =
-        ignore.
+        """Add a batch.
+
+        features: per layer float[B, D_l, h_l, w_l]; labels: integer [B, H, W], 255 = ignore. Raises
+        D3S2Error for other channels than before, and for ids outside the classes.
         """
         found = tuple(int(feature.shape[1]) for feature in features)
         if found != self.channels:
@@ -102,24 +100,26 @@ class ClassMoments:
                 f"{self.channels}."
             )
         for layer, feature in enumerate(features):
-            masks = soft_masks(
-                labels, self.num_classes, (int(feature.shape[2]), int(feature.shape[3]))
-            )
+            height, width = map(int, feature.shape[2:])
+            masks = soft_masks(labels, self.num_classes, (height, width))
             self._join(layer, *_batch_moments(feature.detach(), masks))
 
     def merge(self, other: ClassMoments) -> None:
-        """Add another shard's statistics to these, in place."""
+        """Add another shard's statistics to these, in place.
+
+        Raises D3S2Error for those of other classes or another proxy.
+        """
         if (other.channels, other.num_classes) != (self.channels, self.num_classes):
             raise D3S2Error(
                 f"cannot merge statistics of {other.num_classes} classes x {other.channels} "
-                "channels into "
-                f"{self.num_classes} x {self.channels}: compute both with the same proxy and "
-                "classes."
+                f"channels into {self.num_classes} x {self.channels}: compute both with the same "
+                "proxy and classes."
             )
         for layer in range(len(self.n)):
             self._join(layer, other.n[layer], other.mean[layer], other.m2[layer])
 
     def _join(self, layer: int, n: Tensor, mean: Tensor, m2: Tensor) -> None:
+        """The pairwise update: n [C], mean [C, D] and m2 [C, D] of a part join a layer's."""
         total = self.n[layer] + n
         share = torch.where(total > 0, n / total.clamp(min=1e-300), 0.0)[:, None]
         gap = mean - self.mean[layer]
@@ -153,24 +153,25 @@ class ClassMoments:
 
     def save(self, path: Path) -> None:
         """Write an .npz without pickle; deterministic bytes."""
-        arrays = {
-            f"{part}_{layer}": value.numpy()
-            for part in ("n", "mean", "m2")
-            for layer, value in enumerate(getattr(self, part))
-        }
-        write_npz(path, layers=np.array(self.layers, dtype=np.str_), **arrays)
+        arrays = {"layers": np.array(self.layers, dtype=np.str_)}
+        for layer in range(len(self.layers)):
+            arrays[f"n_{layer}"] = self.n[layer].numpy()
+            arrays[f"mean_{layer}"] = self.mean[layer].numpy()
+            arrays[f"m2_{layer}"] = self.m2[layer].numpy()
+        write_npz(path, **arrays)
 
     @staticmethod
     def load(path: Path) -> ClassMoments:
         """Read what `save` wrote. Raises D3S2Error when the file is missing or damaged."""
         data = load_npz(path, ("layers",))
         layers = [str(name) for name in data["layers"]]
-        n, mean, m2 = (
-            [torch.from_numpy(data[f"{part}_{layer}"]) for layer in range(len(layers))]
-            for part in ("n", "mean", "m2")
-        )
-        moments = ClassMoments(len(n[0]), [values.shape[1] for values in mean], layers)
-        moments.n, moments.mean, moments.m2 = n, mean, m2
+        first = data["mean_0"]
+        channels = [data[f"mean_{layer}"].shape[1] for layer in range(len(layers))]
+        moments = ClassMoments(len(first), channels, layers)
+        for layer in range(len(layers)):
+            moments.n[layer] = torch.from_numpy(data[f"n_{layer}"])
+            moments.mean[layer] = torch.from_numpy(data[f"mean_{layer}"])
+            moments.m2[layer] = torch.from_numpy(data[f"m2_{layer}"])
         return moments
 
 
@@ -214,11 +215,12 @@ def feature_statistics(
 
 @torch.no_grad()
 def _moments(indices: Sequence[int], dataset: SegmentationDataset, proxy: Any) -> ClassMoments:
+    """Moments of the images at these positions, taken as one batch."""
     device = next(proxy.parameters()).device
-    images = torch.from_numpy(np.stack([dataset.read_image(index) for index in indices]))
-    labels = torch.from_numpy(np.stack([dataset.read_labels(index) for index in indices])).long()
-    features = proxy(images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0).features
+    images = read_images(dataset, indices, device)
+    labels = read_masks(dataset, indices, device)
+    features = proxy(images).features
     widths = [int(feature.shape[1]) for feature in features]
     moments = ClassMoments(dataset.num_classes, widths, getattr(proxy, "layers", ()))
-    moments.update(features, labels.to(device))
+    moments.update(features, labels)
     return moments

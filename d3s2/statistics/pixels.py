@@ -5,6 +5,7 @@ One pass over the data, mergeable, so that shards can be counted apart.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,8 @@ from d3s2.data.dataset import ClassInfo, SegmentationDataset
 class PixelCounts:
     """Pixels per image and class.
 
-    counts: scipy.sparse.csr int64[N, C]; valid: int64[N], pixels that are not ignore (= row sums of
-    counts);
-    ids: the N image ids, in the dataset's order.
+    counts: scipy.sparse.csr int64[N, C]; valid: int64[N], pixels that are not ignore (the row sums
+    of counts); ids: the N image ids, in the dataset's order.
     """
 
     counts: sparse.csr_array
@@ -38,6 +38,7 @@ class PixelCounts:
 
     @property
     def num_classes(self) -> int:
+        """C."""
         return int(self.counts.shape[1])
 
     def shares(self) -> sparse.csr_array:
@@ -60,7 +61,8 @@ class PixelCounts:
         """Counts of several shards, one after the other (all with the same classes)."""
         counts = sparse.csr_array(sparse.vstack([part.counts for part in parts], format="csr"))
         valid = np.concatenate([part.valid for part in parts])
-        return PixelCounts(counts, valid, tuple(name for part in parts for name in part.ids))
+        ids = itertools.chain.from_iterable(part.ids for part in parts)
+        return PixelCounts(counts, valid, tuple(ids))
 
     def save(self, path: Path) -> None:
         """Write an .npz without pickle; deterministic bytes."""
@@ -95,6 +97,7 @@ def count_pixels(dataset: SegmentationDataset, progress: bool = True) -> PixelCo
 
 
 def _count(indices: Sequence[int], dataset: SegmentationDataset) -> PixelCounts:
+    """The counts of the masks at these positions."""
     histograms = [
         np.bincount(dataset.read_labels(index).ravel(), minlength=256) for index in indices
     ]
@@ -121,21 +124,22 @@ def class_table(counts: PixelCounts, classes: Sequence[ClassInfo]) -> list[Class
     """One row per class in train-id order. A class without a pixel gets a warning, not a division
     by zero.
     """
-    pixels, images = counts.pixel_counts(), counts.image_counts()
-    total = max(int(pixels.sum()), 1)
-    share = images / max(len(counts), 1)
-    warning = ["" if seen else "no pixel in this split" for seen in pixels]
-    rows = zip(
-        pixels.tolist(),
-        (pixels / total).tolist(),
-        images.tolist(),
-        share.tolist(),
-        warning,
-        strict=True,
-    )
+    pixels = counts.pixel_counts().tolist()
+    images = counts.image_counts().tolist()
+    all_pixels = max(sum(pixels), 1)
+    all_images = max(len(counts), 1)
+    rows = enumerate(zip(classes, pixels, images, strict=True))
     return [
-        ClassRow(c, info.name, *row)
-        for c, (info, row) in enumerate(zip(classes, rows, strict=True))
+        ClassRow(
+            train_id=c,
+            name=info.name,
+            pixels=area,
+            pixel_share=area / all_pixels,
+            images=count,
+            image_share=count / all_images,
+            warning="" if area else "no pixel in this split",
+        )
+        for c, (info, area, count) in rows
     ]
 
 
