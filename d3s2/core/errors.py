@@ -14,6 +14,10 @@ class D3S2Error(Exception):
     """
 
 
+class NotebookFailed(Exception):
+    """A notebook ended in an error; the message says where and why, after "<name> failed"."""
+
+
 def exit_code(work: Callable[[], object]) -> int:
     """Do the work of a command: 0, or 2 with the sentence on stderr for a `D3S2Error`."""
     try:

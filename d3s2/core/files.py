@@ -14,12 +14,12 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from d3s2.core.errors import D3S2Error
+
+if TYPE_CHECKING:  # the command line answers without them
+    import numpy as np
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -72,6 +72,8 @@ def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
     """Write arrays atomically as an uncompressed .npz: the same arrays give the same bytes. No
     object arrays.
     """
+    import numpy as np
+
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects, which only a pickle could store")
@@ -83,6 +85,8 @@ def write_png(
     path: str | Path, pixels: np.ndarray, sync: bool = True, compress_level: int = 6
 ) -> None:
     """Write uint8[H, W] or uint8[H, W, 3] atomically as PNG. sync: see `atomic_path`."""
+    from PIL import Image
+
     with atomic_path(path, sync) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", compress_level=compress_level)
 
@@ -106,6 +110,8 @@ def load_npz(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
     """All arrays of a file. Raises D3S2Error when it is missing, damaged, holds Python objects or
     lacks a required one.
     """
+    import numpy as np
+
     try:
         with np.load(path, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}

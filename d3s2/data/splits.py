@@ -35,7 +35,7 @@ SCENES_SEED = 0
 
 
 class DataSettings(Protocol):
-    """The fields of `config.Settings` that decide the data."""
+    """The fields of `runs.parameters.Settings` that decide the data."""
 
     data_format: str
     data_root: str

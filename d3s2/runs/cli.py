@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from d3s2 import __version__
 from d3s2.core import places
-from d3s2.core.errors import D3S2Error
+from d3s2.core.errors import D3S2Error, NotebookFailed
 from d3s2.core.processes import end_with_parent
 from d3s2.runs import config
+from d3s2.runs.parameter_files import read_parameters
+from d3s2.runs.parameters import parse
+from d3s2.runs.profiles import PROFILES
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -22,15 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (a notebook or a check failed), 2 (bad input), 130
     (Ctrl-C).
     """
-    from d3s2.runs.runner import NotebookFailed
-
     options = _parser().parse_args(arguments)
     end_with_parent()
+    os.environ.pop(config.PARAMETERS, None)  # those of a run that this one was started in
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="replace"
-            )  # a terminal without the letter ± is no reason to fail
+            # A terminal without the letter ± is no reason to fail.
+            stream.reconfigure(errors="replace")
     try:
         return options.command(options)
     except NotebookFailed as error:
@@ -95,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         help="values of a parameter; may be repeated: all combinations are run",
     )
     sweep.add_argument(
-        "--sweep-dir", type=Path, help="folder of all its runs; default: runs/sweep-<profile>"
+        "--sweep-dir",
+        type=Path,
+        help="folder of all its runs; default: runs/sweep-<profile or file>",
     )
     _add_places(sweep)
     sweep.set_defaults(command=_sweep)
@@ -111,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     results.set_defaults(command=_results)
 
     for command in (run, check, results):
-        command.add_argument("--run-dir", help="folder of the run; default: runs/<profile>")
+        command.add_argument("--run-dir", help="folder of the run; default: runs/<profile or file>")
 
     lab = commands.add_parser(
         "lab", help="JupyterLab on the notebooks; beyond this machine only with a token"
@@ -157,8 +161,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", choices=list(PROFILES), help="default: scenes")
     parser.add_argument(
-        "--profile", choices=list(config.PROFILES), default="scenes", help="default: scenes"
+        "-f",
+        "--file",
+        type=Path,
+        metavar="FILE.yaml",
+        help="a YAML file of parameters, such as a profile of your own; -p wins over it",
     )
     parser.add_argument(
         "-p",
@@ -189,18 +198,45 @@ def _number(text: str) -> int:
 
 
 def parameters(options: argparse.Namespace) -> dict[str, Any]:
-    """What was set on the command line, as typed values. Raises D3S2Error naming what is wrong with
-    it.
+    """What was set in the parameter file and on the command line, which wins, as typed values.
+
+    Raises D3S2Error naming what is wrong with it.
     """
-    names: dict[str, Any] = {"profile": options.profile}
+    names, lists = _from_file(options)
+    if lists:
+        name = next(iter(lists))
+        raise D3S2Error(
+            f"{options.file}: {name} has a list of values, which is for d3s2 sweep: give one value."
+        )
+    return names
+
+
+def grid_of(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+    """(parameters of all runs, the grid) of a sweep: `-g`, and the lists of the parameter file."""
+    from d3s2.runs import sweep
+
+    fixed, lists = _from_file(options)
+    asked = [text.partition("=")[0] for text in options.grid]
+    lists = {name: values for name, values in lists.items() if name not in asked}
+    return fixed, sweep.parse_grid(options.grid, fixed, lists)
+
+
+def _from_file(
+    options: argparse.Namespace,
+) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+    names, lists = read_parameters(options.file) if options.file else ({}, {})
+    if options.file:
+        names.setdefault("run_dir", str(places.home() / "runs" / options.file.stem))
+    names |= {"profile": options.profile or names.get("profile", "scenes")}
     for text in options.parameters:
         name, equals, value = text.partition("=")
         if not equals:
             raise D3S2Error(f"-p {text} has no value: write -p {text}=VALUE.")
-        names[name] = config.parse(name, value)
+        names[name] = parse(name, value)
+        lists.pop(name, None)
     if getattr(options, "run_dir", None) is not None:
         names["run_dir"] = options.run_dir
-    return names
+    return names, lists
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -226,9 +262,10 @@ def _run(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from d3s2.runs import sweep
 
-    fixed = parameters(options)
-    folder = (options.sweep_dir or places.home() / "runs" / f"sweep-{options.profile}").absolute()
-    grid = sweep.parse_grid(options.grid, fixed)
+    fixed, grid = grid_of(options)
+    name = options.file.stem if options.file else fixed["profile"]
+    folder = (options.sweep_dir or places.home() / "runs" / f"sweep-{name}").absolute()
+    fixed.pop("run_dir", None)  # every run of a sweep has a folder of its own
     records = sweep.sweep(
         fixed,
         grid,

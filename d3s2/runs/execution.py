@@ -13,16 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from d3s2.core.errors import NotebookFailed
+
 START_TIMEOUT = 300
 """Seconds a kernel may take to start: a laptop's first import of everything from a slow disk is
 slow.
 """
-
-
-class NotebookFailed(Exception):
-    """A notebook ended in an error; the message says where and why, and goes after "<name>
-    failed".
-    """
 
 
 def execute(

@@ -1,4 +1,4 @@
-"""Which generator, proxy and network a run uses: its settings resolved once, into values that say
+"""Which generator and proxy a run uses: its settings resolved once, into values that say
 it.
 
 A model is *pretrained*, named by the settings and loaded from its own files, or *trained here*, on
@@ -8,7 +8,7 @@ stands for it (see `models.load`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +16,14 @@ from typing import Any
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, sha256, write_json
-from d3s2.core.places import home
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.models.control_colors import control_colors
 from d3s2.models.hub import locate, problems
 from d3s2.models.load import GENERATOR_NOTE, PROXY_NOTE, digest_of
 from d3s2.models.mmseg_proxy import published_weights
 from d3s2.models.stable_diffusion import DiffusionOptions
-from d3s2.runs.config import MODELS, Settings
+from d3s2.runs.parameters import Settings
+from d3s2.runs.published import missing, named_or_published
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class TrainedHere:
     """A network of ours, trained on the run's data for so many iterations."""
 
     iterations: int
+
+    def decides(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {"iterations": self.iterations}
 
     def check(self) -> Iterator[str]:
         """Nothing can be missing."""
@@ -45,6 +49,13 @@ class PretrainedGenerator:
 
     options: DiffusionOptions
     palette: str
+
+    def decides(self) -> dict[str, Any]:
+        """What a manifest says of it; where its files come from decides nothing."""
+        options = {
+            name: value for name, value in asdict(self.options).items() if name != "download"
+        }
+        return options | {"palette": self.palette}
 
     def check(self) -> Iterator[str]:
         """A sentence for each model that is missing or damaged, with the command that fetches
@@ -88,10 +99,14 @@ class PretrainedProxy:
     address: str
     layers: tuple[str, ...]
 
+    def decides(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {"config": self.config, "layers": self.layers}
+
     def check(self) -> Iterator[str]:
         """A sentence when the checkpoint is missing."""
         if not self.checkpoint.is_file():
-            yield _missing(
+            yield missing(
                 "the proxy's checkpoint", self.checkpoint, self.address, "proxy_checkpoint"
             )
 
@@ -117,15 +132,14 @@ class PretrainedProxy:
 class ModelChoice:
     """The generator and the proxy of a run. shipped: their weights come with the package.
 
-    folder: where `proxy/` and `generator/` lie, or will; decides: the settings that say which
-    models they are.
+    folder: where `proxy/` and `generator/` lie, or will; seed: of what is trained here.
     """
 
     generator: TrainedHere | PretrainedGenerator
     proxy: TrainedHere | PretrainedProxy
     folder: Path
     shipped: bool
-    decides: dict[str, Any]
+    seed: int
 
     @cached_property
     def pretrained(self) -> dict[str, PretrainedGenerator | PretrainedProxy]:
@@ -143,6 +157,10 @@ class ModelChoice:
             name: model for name, model in self._all().items() if isinstance(model, TrainedHere)
         }
         return {} if self.shipped else found
+
+    def decides(self) -> dict[str, Any]:
+        """All that decides the weights beside the data and the files of pretrained models."""
+        return {"seed": self.seed} | {name: model.decides() for name, model in self._all().items()}
 
     def stamp(self) -> str:
         """Digest over names, sizes and times of the pretrained models' files.
@@ -166,12 +184,8 @@ def choose_models(settings: Settings) -> ModelChoice:
         generator = PretrainedGenerator(diffusion_options(settings), settings.control_palette)
     if settings.proxy_config:
         proxy = _pretrained_proxy(settings)
-    decides = settings.subset("seed", "proxy_iterations", "generator_iterations")
-    if settings.generator != "embedded" or settings.proxy_config:
-        decides |= settings.subset(*MODELS)
-    return ModelChoice(
-        generator, proxy, settings.weights_folder, settings.data_format == "scenes", decides
-    )
+    shipped = settings.data_format == "scenes"
+    return ModelChoice(generator, proxy, settings.weights_folder, shipped, settings.seed)
 
 
 def diffusion_options(settings: Settings) -> DiffusionOptions:
@@ -190,53 +204,8 @@ def diffusion_options(settings: Settings) -> DiffusionOptions:
     )
 
 
-def training_network(settings: Settings) -> dict[str, Any]:
-    """The fields of a `TrainingJob` that say which network is trained, and by how many
-    processes.
-    """
-    shared = {"processes": settings.gpus}
-    if settings.network == "scaled-down":
-        return shared
-    return shared | {"network": settings.network, "backbone_weights": str(backbone_path(settings))}
-
-
-def backbone_path(settings: Settings) -> Path:
-    """The ImageNet weights of Swin-S: as named, else where `d3s2 fetch` puts the published ones."""
-    return _named_or_published(settings.backbone_weights, _backbone_address)
-
-
-def missing_backbone(settings: Settings) -> Iterator[str]:
-    """A sentence when the network needs ImageNet weights that are not there."""
-    if settings.network == "swin-s" and not backbone_path(settings).is_file():
-        path = backbone_path(settings)
-        yield _missing(
-            "the ImageNet weights of Swin-S", path, _backbone_address(), "backbone_weights"
-        )
-
-
 def _pretrained_proxy(settings: Settings) -> PretrainedProxy:
     address = published_weights(settings.proxy_config)
-    checkpoint = _named_or_published(settings.proxy_checkpoint, lambda: address)
+    checkpoint = named_or_published(settings.proxy_checkpoint, address)
     layers = tuple(name.strip() for name in settings.proxy_layers.split(",") if name.strip())
     return PretrainedProxy(settings.proxy_config, checkpoint, address, layers)
-
-
-def _named_or_published(name: str, address: Callable[[], str]) -> Path:
-    if name:
-        return Path(name).expanduser()
-    return home() / "models" / (address().rsplit("/", 1)[-1] or "checkpoint.pth")
-
-
-def _backbone_address() -> str:
-    from d3s2.training.mask2former import SHIPPED, Config  # imports mmsegmentation: some seconds
-
-    return Config.fromfile(str(SHIPPED)).model.backbone.init_cfg.checkpoint
-
-
-def _missing(what: str, path: Path, address: str, parameter: str) -> str:
-    command = (
-        f"fetch it: d3s2 fetch file {address} {path}"
-        if address
-        else f"name it with -p {parameter}=FILE"
-    )
-    return f"{what}, {path}, is missing; {command}"

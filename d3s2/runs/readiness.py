@@ -17,7 +17,8 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json, sha256
 from d3s2.core.machine import device_name, memory_mb, pick_device, pinned, require_gpus, versions
 from d3s2.data.benchmarks import FORMATS, count_note
-from d3s2.runs import config
+from d3s2.runs.network_choice import missing_backbone
+from d3s2.runs.parameters import Settings
 
 NEEDED_MEMORY_MB = 4096
 NEEDED_DISK_MB = 1000
@@ -35,7 +36,7 @@ class Check:
         return f"[{'OK' if self.ok else 'FAIL'}] {self.text}"
 
 
-def check(settings: config.Settings) -> Iterator[Check]:
+def check(settings: Settings) -> Iterator[Check]:
     """What is installed, which device, and what of the profile's data and weights is missing; one
     `Check` a line.
     """
@@ -96,7 +97,7 @@ def _check_folder(run_dir: str) -> Check:
     return Check(free >= NEEDED_DISK_MB, f"run folder {run_dir} can be written, {free} MB free")
 
 
-def _check_data(settings: config.Settings) -> Iterator[Check]:
+def _check_data(settings: Settings) -> Iterator[Check]:
     if settings.data_format == "scenes":
         yield Check(True, "data: scenes, drawn on first use")
     elif not settings.data_root:
@@ -129,11 +130,8 @@ def _check_data(settings: config.Settings) -> Iterator[Check]:
                 yield Check(False, f"data: {error}")
 
 
-def _check_weights(settings: config.Settings) -> Iterator[Check]:
-    from d3s2.runs.model_choice import (
-        choose_models,
-        missing_backbone,
-    )  # imports PyTorch and diffusers: seconds
+def _check_weights(settings: Settings) -> Iterator[Check]:
+    from d3s2.runs.model_choice import choose_models  # imports PyTorch and diffusers: seconds
 
     choice = choose_models(settings)
     for name, model in choice.pretrained.items():
@@ -141,11 +139,10 @@ def _check_weights(settings: config.Settings) -> Iterator[Check]:
         yield from (Check(False, f"{name}: {problem}") for problem in problems)
         if not problems:
             yield Check(True, f"{name}: {model}")
-    yield from (Check(False, problem) for problem in missing_backbone(settings))
-    folder, own = (
-        choice.folder,
-        [name for name in ("proxy", "generator") if name not in choice.pretrained],
-    )
+    if problem := missing_backbone(settings):
+        yield Check(False, problem)
+    folder = choice.folder
+    own = [name for name in ("proxy", "generator") if name not in choice.pretrained]
     if not choice.shipped and not folder.exists():
         if own:
             yield Check(

@@ -10,24 +10,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from d3s2.core import parallel, places
 from d3s2.core.code_version import code_version
-from d3s2.core.errors import D3S2Error
+from d3s2.core.errors import D3S2Error, NotebookFailed
 from d3s2.core.files import digest, read_json, write_json
 from d3s2.runs import config
-from d3s2.runs.execution import NotebookFailed, execute, variable
+from d3s2.runs.execution import execute, variable
+from d3s2.runs.network_choice import require_backbone
 from d3s2.runs.notebooks import Chapter, publish, read_chapters
+from d3s2.runs.parameters import DECIDING, Settings, require_known
 from d3s2.runs.progress import Display, Meter, clock
 from d3s2.runs.stages import IN_PROGRESS, STAGE_LOG, run_lock, supersede, verify
 
 EXECUTED = "executed"
-NOT_DECIDING = ("run_dir", "threads", "device", "jobs")
-"""Parameters that change how fast a result comes, or where it goes, but not what it is."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def run(
     plan: Plan = Plan(),
     notebooks: str | Path | None = None,
     scheduler: str = "",
-) -> config.Settings:
+) -> Settings:
     """Execute the notebooks that are not current; returns the settings of the run.
 
     Args:
@@ -54,17 +54,18 @@ def run(
         plan: see `Plan`. Those before `first` must be current; from it on, every notebook is
         executed.
         notebooks: another folder of notebooks.
-        scheduler: where the work on single images is done, see `clusters`; `threads` is then 1
+        scheduler: where the work on single images is done, see `parallel`; `threads` is then 1
         unless it was set.
 
     Raises D3S2Error for bad parameters before anything runs, NotebookFailed when a notebook ends in
     an error.
     """
-    chapters, settings = _resolve(
-        names if not scheduler else {"threads": 1} | dict(names), notebooks, optional=("threads",)
-    )
+    if scheduler:
+        names = {"threads": 1} | dict(names)
+    chapters, settings = _resolve(names, notebooks)
     _check_plan(plan, chapters)
-    told = json.dumps({name: names[name] for name in config.RUN_WIDE if name in names})
+    require_backbone(settings)
+    told = json.dumps({name: value for name, value in names.items() if value is not None})
     with (
         run_lock(settings.run_dir),
         variable(parallel.SCHEDULER, scheduler),
@@ -84,17 +85,14 @@ def is_finished(names: Mapping[str, Any], notebooks: str | Path | None = None) -
 
 
 def _resolve(
-    names: Mapping[str, Any], notebooks: str | Path | None, optional: tuple[str, ...] = ()
-) -> tuple[list[Chapter], config.Settings]:
-    chapters = read_chapters(notebooks or places.notebooks_folder())
-    taken = {name for chapter in chapters for name in chapter.parameters}
-    config.require_known(
-        [name for name in names if name not in (*optional, *config.RUN_WIDE)], taken
-    )
-    return chapters, config.resolve(names, remember=False)
+    names: Mapping[str, Any], notebooks: str | Path | None
+) -> tuple[list[Chapter], Settings]:
+    require_known(names)
+    settings = config.resolve(names, remember=False)
+    return read_chapters(notebooks or places.notebooks_folder()), settings
 
 
-def _run_all(chapters: list[Chapter], settings: config.Settings, plan: Plan) -> None:
+def _run_all(chapters: list[Chapter], settings: Settings, plan: Plan) -> None:
     keys = chapter_keys(chapters, settings)
     for chapter in chapters:
         if (
@@ -109,7 +107,7 @@ def _run_all(chapters: list[Chapter], settings: config.Settings, plan: Plan) -> 
             )
     display = Display()
     display.line(f"profile {settings.profile}, run folder {settings.run_dir}")
-    _note_settings(settings)
+    config.note(settings)
     for chapter in chapters:
         if plan.last is not None and chapter.number > plan.last:
             break
@@ -121,33 +119,30 @@ def _run_all(chapters: list[Chapter], settings: config.Settings, plan: Plan) -> 
 
 
 # --------------------------------------------------------------------------------------------- keys
-def chapter_keys(chapters: list[Chapter], settings: config.Settings) -> dict[str, str]:
+def chapter_keys(chapters: list[Chapter], settings: Settings) -> dict[str, str]:
     """By name, the digest of all that decides what a notebook gives.
 
     That is its cells, parameters and modules, the data and weights the run is given, and the
     notebooks before it.
     """
-    keys, previous = {}, _outside_key(settings)
+    declared = {name for chapter in chapters for name in chapter.parameters}
+    rest = [name for name in DECIDING if name not in declared]
+    keys, previous = {}, _outside_key(settings, rest)
     for chapter in chapters:
-        deciding = [
-            name
-            for name in chapter.parameters
-            if name in config.FIELDS and name not in NOT_DECIDING
-        ]
-        previous = keys[chapter.name] = digest(
-            {
-                "source": chapter.source_digest,
-                "parameters": settings.subset("profile", *deciding),
-                "code": code_version(*chapter.modules),
-                "previous": previous,
-            }
-        )
+        parameters = [name for name in chapter.parameters if name in DECIDING]
+        decides = {
+            "source": chapter.source_digest,
+            "parameters": settings.subset("profile", *parameters),
+            "code": code_version(*chapter.modules),
+            "previous": previous,
+        }
+        previous = keys[chapter.name] = digest(decides)
     return keys
 
 
-def _outside_key(settings: config.Settings) -> str:
-    """Digest of the data and weights that the run is given (not those it makes): names, sizes and
-    times of files.
+def _outside_key(settings: Settings, rest: Sequence[str]) -> str:
+    """Digest of what belongs to no notebook alone: parameters that none declares, and the data and
+    weights that the run is given (not those it makes), by names, sizes and times of files.
     """
     files = []
     shipped = str(settings.weights_folder) if settings.data_format == "scenes" else ""
@@ -155,10 +150,10 @@ def _outside_key(settings: config.Settings) -> str:
         for path in sorted(path for path in Path(root).rglob("*") if path.is_file()):
             status = path.stat()
             files.append([path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
-    return digest([settings.data_format, files, settings.subset(*config.MODELS)])
+    return digest([settings.data_format, files, settings.subset(*rest)])
 
 
-def is_current(chapter: Chapter, settings: config.Settings, keys: Mapping[str, str]) -> bool:
+def is_current(chapter: Chapter, settings: Settings, keys: Mapping[str, str]) -> bool:
     """True when the notebook was executed with its key, and what it wrote is whole."""
     run_dir = settings.run_dir
     try:
@@ -182,9 +177,7 @@ def _copy_path(chapter: Chapter, run_dir: str) -> Path:
 
 
 # ---------------------------------------------------------------------------------------- execution
-def _execute(
-    chapter: Chapter, settings: config.Settings, key: str, force: bool, display: Display
-) -> None:
+def _execute(chapter: Chapter, settings: Settings, key: str, force: bool, display: Display) -> None:
     """Run one notebook and record it; a failed or killed one leaves no record, but its executed
     part.
     """
@@ -256,16 +249,6 @@ def _supersede_stages(record: Path, run_dir: str) -> None:
         names |= {stage["name"] for stage in read_json(record)["stages"]}
     for name in sorted(names):
         supersede(run_dir, name)
-
-
-def _note_settings(settings: config.Settings) -> None:
-    """Bring `run.json` up to date, keeping the facts that notebook 00 wrote into it."""
-    path = Path(settings.run_dir) / config.RUN_FILE
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        noted = {}
-    config.note(settings, noted if isinstance(noted, dict) else {})
 
 
 def _check_plan(plan: Plan, chapters: list[Chapter]) -> None:

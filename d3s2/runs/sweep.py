@@ -23,7 +23,8 @@ from d3s2.core import parallel
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, write_json
 from d3s2.core.processes import bound_environment
-from d3s2.runs import config, runner, sweep_report
+from d3s2.runs import runner, sweep_report
+from d3s2.runs.parameters import parse
 from d3s2.runs.progress import clock
 from d3s2.runs.stages import run_lock
 
@@ -117,8 +118,12 @@ def folder_name(values: Mapping[str, Any]) -> str:
     return plain if plain == exact else f"{plain}-{digest(exact)[:8]}"
 
 
-def parse_grid(texts: Sequence[str], fixed: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """{"budget": (0.01, 0.02)} from ["budget=0.01,0.02"].
+def parse_grid(
+    texts: Sequence[str],
+    fixed: Mapping[str, Any],
+    lists: Mapping[str, tuple[Any, ...]] | None = None,
+) -> dict[str, tuple[Any, ...]]:
+    """{"budget": (0.01, 0.02)} from ["budget=0.01,0.02"]; lists: more of it, as values.
 
     Raises D3S2Error for an unknown parameter, a value of the wrong type, one that is named twice,
     and an empty grid.
@@ -126,23 +131,30 @@ def parse_grid(texts: Sequence[str], fixed: Mapping[str, Any]) -> dict[str, tupl
     grid: dict[str, tuple[Any, ...]] = {}
     for text in texts:
         name, _, values = text.partition("=")
-        if name == "run_dir" or name in grid or (name in fixed and name != "profile"):
-            why = "every run has a folder of its own" if name == "run_dir" else "it is given twice"
-            raise D3S2Error(f"-g {text}: {name} cannot be in the grid, {why}.")
-        grid[name] = tuple(
-            config.parse(name, value.strip()) for value in values.split(",") if value.strip()
-        )
-        if len(set(grid[name])) < max(len(grid[name]), 1):
-            raise D3S2Error(
-                f"-g {text}: the values of {name} must differ, and there must be one: -g "
-                f"{name}=VALUE,VALUE."
-            )
+        found = [parse(name, value.strip()) for value in values.split(",") if value.strip()]
+        _add(grid, name, tuple(found), fixed)
+    for name, found in (lists or {}).items():
+        _add(grid, name, found, fixed)
     if not grid:
         raise D3S2Error(
             "A sweep needs a grid: give at least one -g NAME=VALUE,VALUE, for example -g "
-            "seed=0,1,2."
+            "seed=0,1,2, or a list in the parameter file."
         )
     return grid
+
+
+def _add(
+    grid: dict[str, tuple[Any, ...]], name: str, values: tuple[Any, ...], fixed: Mapping[str, Any]
+) -> None:
+    if name == "run_dir":
+        raise D3S2Error("-g run_dir: it cannot be in the grid, every run has a folder of its own.")
+    if name in grid or (name in fixed and name != "profile"):
+        raise D3S2Error(f"-g {name}: it cannot be in the grid, it is given twice.")
+    if len(set(values)) < max(len(values), 1):
+        raise D3S2Error(
+            f"-g {name}: its values must differ, and there must be one: -g {name}=VALUE,VALUE."
+        )
+    grid[name] = values
 
 
 def _job(fixed: Mapping[str, Any], point: Point, folder: Path, notebooks: str | Path | None) -> Job:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from d3s2.core import machine
-from d3s2.core.errors import D3S2Error
 from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.dataset import SegmentationDataset
-from d3s2.models.load import weights_digest
+from d3s2.models.generator import LayoutGenerator
+from d3s2.models.load import load_generator, load_proxy, weights_digest
 from d3s2.models.pretraining import Schedule, train_generator, train_proxy
-from d3s2.runs.config import Settings
-from d3s2.runs.model_choice import ModelChoice, choose_models, missing_backbone
+from d3s2.models.proxy import ProxySegmenter
+from d3s2.runs.model_choice import ModelChoice, choose_models
+from d3s2.runs.parameters import Settings
+from d3s2.runs.run import Run
 from d3s2.runs.stages import Stage
 
 BATCH_SIZE = 8
@@ -28,14 +31,10 @@ def ensure_weights(
     on first use.
 
     What the settings name as pretrained gets a note (see `model_choice`); the rest is trained, from
-    the embedded
-    weights: on CamVid the generator's loss is .08 after 250 iterations, from random weights .24
-    (batch 8, 96 x 128). A killed training goes on from its last checkpoint. Raises D3S2Error when
-    the embedded weights or a pretrained model are missing, those of the network that chapter 04
-    trains among them: better now than hours later.
+    the embedded weights: on CamVid the generator's loss is .08 after 250 iterations, from random
+    weights .24 (batch 8, 96 x 128). A killed training goes on from its last checkpoint. Raises
+    D3S2Error when the embedded weights or a pretrained model are missing.
     """
-    for sentence in missing_backbone(settings):
-        raise D3S2Error(sentence)
     choice = choose_models(settings)
     if choice.shipped:
         weights_digest(choice.folder)
@@ -43,9 +42,28 @@ def ensure_weights(
     stage = weights_stage(settings.run_dir, choice, dataset)
     if not stage.is_current():
         stage.begin()
-        _make(choice, dataset, settings.seed, machine.pick_device(settings.device), report)
+        _make(choice, dataset, machine.pick_device(settings.device), report)
         stage.finish()
     return choice.folder
+
+
+class Models(NamedTuple):
+    """The networks of a run, frozen, on its device; folder: where their weights lie."""
+
+    generator: LayoutGenerator
+    proxy: ProxySegmenter
+    folder: Path
+
+    def digest(self) -> str:
+        """SHA-256 over all weights, for the key of what is made with them."""
+        return weights_digest(self.folder)
+
+
+def load_models(run: Run) -> Models:
+    """The generator and the proxy of a run, made first where they are missing."""
+    folder = ensure_weights(run.settings, run.train)
+    generator = load_generator(folder / "generator", run.device)
+    return Models(generator, load_proxy(folder / "proxy", run.device), folder)
 
 
 def weights_stage(run_dir: str, choice: ModelChoice, dataset: SegmentationDataset) -> Stage:
@@ -56,13 +74,12 @@ def weights_stage(run_dir: str, choice: ModelChoice, dataset: SegmentationDatase
     if choice.pretrained:
         external["models"] = choice.stamp()
     modules = ["d3s2.models.pretraining", "d3s2.models.load"]
-    return Stage(run_dir, "weights", choice.decides, modules=modules, external=external)
+    return Stage(run_dir, "weights", choice.decides(), modules=modules, external=external)
 
 
 def _make(
     choice: ModelChoice,
     dataset: SegmentationDataset,
-    seed: int,
     device: str,
     report: Callable[[str], None],
 ) -> None:
@@ -70,7 +87,7 @@ def _make(
         model.write_note(dataset, choice.folder / name)
     for name, model in choice.trained_here.items():
         train, rate = TRAINERS[name]
-        schedule = Schedule(model.iterations, BATCH_SIZE, rate, seed, device=device)
+        schedule = Schedule(model.iterations, BATCH_SIZE, rate, choice.seed, device=device)
         say = partial(_say, report, name)
         train(dataset, choice.folder / name, schedule, say, EMBEDDED_WEIGHTS / name)
     for checkpoint in choice.folder.glob("*/checkpoint.pt"):

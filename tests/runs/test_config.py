@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from d3s2.core import places
 from d3s2.core.errors import D3S2Error
+from d3s2.data.opening import OPENERS
+from d3s2.models import control_colors
 from d3s2.runs import config
-from d3s2.runs.config import FIELDS, PROFILES, Settings, parse, resolve
+from d3s2.runs.config import resolve
+from d3s2.runs.parameters import DATA_FORMATS, FIELDS, PALETTES, Settings, parse
+from d3s2.runs.profiles import PROFILES
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +33,11 @@ def test_every_profile_is_complete_and_passes_its_own_checks(own_home: Path) -> 
         settings = resolve({"profile": name})
         assert settings.run_dir == str(own_home / "runs" / name)
         assert asdict(settings) | {"run_dir": ""} == values | {"profile": name}
+
+
+def test_choices_are_those_of_the_modules_that_define_them() -> None:
+    assert set(DATA_FORMATS) == {"scenes", *OPENERS}
+    assert control_colors.PALETTES == PALETTES
 
 
 def test_every_field_says_what_it_is() -> None:
@@ -130,6 +139,20 @@ def test_what_is_none_comes_from_the_run_folder() -> None:
     assert (later.train_images, later.seed) == (100, 6)
     assert resolve({}, remember=False).train_images == PROFILES["scenes"]["train_images"]
     assert resolve({"run_dir": "elsewhere"}).seed == 0
+
+
+def test_a_note_keeps_facts_and_is_written_only_when_it_changes() -> None:
+    path = config.note(resolve({"seed": 5}), {"versions": {"python": "3.11"}})
+    stamp = path.stat().st_mtime_ns
+    assert config.note(resolve({})).stat().st_mtime_ns == stamp
+    noted = json.loads(config.note(resolve({"seed": 6})).read_text())
+    assert noted["settings"]["seed"] == 6 and noted["versions"] == {"python": "3.11"}
+
+
+def test_the_profile_comes_from_the_run_folder_too(own_home: Path) -> None:
+    config.note(resolve({"profile": "smoke", "run_dir": str(own_home / "mine")}))
+    later = resolve({"profile": None, "run_dir": str(own_home / "mine")})
+    assert later.profile == "smoke" and later.train_images == PROFILES["smoke"]["train_images"]
 
 
 def test_a_run_folder_of_another_profile_is_an_error(own_home: Path) -> None:

@@ -16,11 +16,11 @@ from d3s2.core.errors import D3S2Error
 from d3s2.data.opening import open_dataset
 from d3s2.data.splits import open_splits
 from d3s2.guidance.losses import FeatureTargets
-from d3s2.guidance.painting import Recipe, synthesise
+from d3s2.guidance.painting import Painter, Recipe, synthesise
 from d3s2.models.load import load_generator, load_proxy, weights_digest
 from d3s2.models.mmseg_proxy import MmsegProxy, build
 from d3s2.models.stable_diffusion import StableDiffusion
-from d3s2.runs import config, readiness
+from d3s2.runs import config, readiness, runner
 from d3s2.runs.model_choice import choose_models, diffusion_options
 from d3s2.runs.weights import ensure_weights
 from d3s2.statistics.features import feature_statistics
@@ -72,9 +72,8 @@ def test_a_profile_goes_from_models_in_folders_to_distilled_images(models, tmp_p
         and generator.num_classes == 150
     )
     targets = FeatureTargets.from_moments(feature_statistics(train, proxy, progress=False))
-    made = synthesise(
-        generator, proxy, targets, train, [0], tmp_path / "made", Recipe(steps=2, group=1)
-    )
+    painter = Painter(generator, proxy, targets)
+    made = synthesise(painter, train, [0], tmp_path / "made", Recipe(steps=2, group=1))
     assert made.read_image(0).shape == (32, 32, 3)
     before = weights_digest(weights)
     assert ensure_weights(settings, train) == weights and weights_digest(weights) == before
@@ -139,36 +138,29 @@ def test_check_is_content_when_everything_is_there(models):
 
 
 @pytest.mark.filterwarnings("ignore:ade20k/")
-def test_missing_models_are_a_sentence_before_anything_is_made(models, tmp_path):
-    train = open_dataset("ade20k", make_ade20k(tmp_path / "data"), "train")
-    for name, words in (
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
         ("proxy_checkpoint", "the proxy's checkpoint.*is missing"),
         ("controlnet_model", "No model in"),
-        ("backbone_weights", "ImageNet weights"),
-    ):
-        settings = config.resolve(
-            {"profile": "ade20k"} | models | {name: str(tmp_path / "nowhere")}
-        )
-        with pytest.raises(D3S2Error, match=words):
-            ensure_weights(settings, train)
-        assert not settings.weights_folder.exists()
+    ],
+)
+def test_missing_models_are_a_sentence_before_anything_is_made(models, tmp_path, name, words):
+    train = open_dataset("ade20k", make_ade20k(tmp_path / "data"), "train")
+    given = {"profile": "ade20k"} | models | {name: str(tmp_path / "nowhere")}
+    settings = config.resolve(given)
+    with pytest.raises(D3S2Error, match=words):
+        ensure_weights(settings, train)
+    assert not settings.weights_folder.exists()
+
+
+def test_a_missing_backbone_is_a_sentence_before_the_first_notebook(models, tmp_path):
+    given = {"profile": "ade20k"} | models | {"backbone_weights": str(tmp_path / "nowhere")}
+    with pytest.raises(D3S2Error, match=r"ImageNet weights.*is missing"):
+        runner.run(given | {"run_dir": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
 
 
 def test_scenes_have_their_own_models():
     with pytest.raises(D3S2Error, match="generator is 'stable-diffusion' but scenes"):
         config.resolve({"generator": "stable-diffusion"})
-
-
-def test_parameters_of_the_whole_run_reach_notebooks_without_a_cell(monkeypatch):
-    monkeypatch.setenv(config.PARAMETERS, json.dumps({"control_scale": 0.5, "seed": 9}))
-    settings = config.resolve({"profile": "ade20k"}, remember=False)
-    assert (
-        settings.control_scale == 0.5 and settings.seed == 0
-    )  # seed has a cell, and comes through it
-    assert (
-        config.resolve({"profile": "ade20k", "control_scale": 0.7}, remember=False).control_scale
-        == 0.7
-    )
-    monkeypatch.setenv(config.PARAMETERS, json.dumps({"precision": "int8"}))
-    with pytest.raises(D3S2Error, match="precision is 'int8'"):
-        config.resolve({"profile": "ade20k"})

@@ -91,7 +91,12 @@ def test_only_the_modules_that_a_notebook_imports_make_it_stale(
         "from d3s2.plots.charts import *\nimport d3s2.data.scenes",
     )
     read = read_chapters(sequence.notebooks)
-    assert read[1].modules == ("d3s2.data.scenes", "d3s2.plots.charts", "d3s2.runs.config")
+    assert read[1].modules == (
+        "d3s2.data.scenes",
+        "d3s2.plots.charts",
+        "d3s2.runs",
+        "d3s2.runs.config",
+    )
     settings = config.resolve({"run_dir": str(sequence.run_dir)})
     before = runner.chapter_keys(read, settings)
 
@@ -152,7 +157,6 @@ def test_command_line_says_what_happens(sequence: Sequence) -> None:
     ("arguments", "message"),
     [
         (["-p", "sede=1"], "no parameter 'sede': did you mean 'seed'"),
-        (["-p", "budget=0.1"], "no parameter 'budget'"),  # no notebook of this sequence takes it
         (["-p", "seed=one"], "seed is 'one': give a whole number from 0"),
         (["-p", "seed=-1"], "seed is -1"),
         (["-p", "seed"], "-p seed has no value"),
