@@ -5,16 +5,19 @@ An image follows from (method, mask id, seed): its noise comes from its own rand
 by the mask's id, so methods compared at one seed start from the same noise. Images are made in
 fixed groups of the ranking; a run that was killed repeats the group it was in and gives the same
 bytes as an unbroken one.
+
+Who paints is a `Painter`: the networks, and what tells one method from another, its losses, its
+start noise and its judge. All three are handed in, so that another method brings functions of its
+own and no copy of a loop.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,63 +31,98 @@ from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.folder import open_folder, write_classes
 from d3s2.data.tensors import class_sets, pad_batch, read_masks, to_float, to_uint8
 from d3s2.guidance.losses import (
-    ClassAreas,
     FeatureTargets,
+    LossOptions,
     SetMemory,
-    feature_matching,
+    guidance_losses,
     pixel_losses,
-    segmentation_consistency,
 )
 from d3s2.guidance.quality import (
     SCORES,
     best,
     class_agreement,
-    class_mean_losses,
     ignore_doubtful,
     judge,
+    kept_class_losses,
 )
-from d3s2.guidance.sampler import Guidance, Losses, NoiseStream, finish, sample
+from d3s2.guidance.sampler import Fresh, Guidance, Losses, NoiseStream, finish, sample
 from d3s2.models.generator import LayoutGenerator
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.statistics.features import ClassMoments
 
+LossFactory = Callable[
+    [ProxySegmenter, Tensor, FeatureTargets, LossOptions, SetMemory | None], Losses
+]
+"""(proxy, labels int64[B, H, W], targets, options, memory) to the losses of one batch of masks; see
+`losses.guidance_losses`.
+"""
+Judge = Callable[[ProxySegmenter, FeatureTargets, Tensor, Tensor], Mapping[str, Sequence[float]]]
+"""(proxy, targets, images float[B, 3, H, W] in [-1, 1], labels int64[B, H, W]) to numbers by name,
+one an image, which go into its record; see `quality.judge`.
+"""
+StartNoise = Callable[[Sequence[str], Sequence[int], tuple[int, int, int]], Fresh]
+"""(ids of the masks, their seeds, shape of one image's noise) to the noise of a run: the first draw
+is where it starts, float[B, *shape], each later one the noise of a stochastic step.
+"""
+
+RECORD = ("id", "rank", "noise_seed", "method", "class_pixels", "ignored_pixels")
+"""What every record says besides the judge's numbers."""
+CHOICE = ("candidate", "scores")
+"""What it says besides where there were several tries."""
+
+
+# -------------------------------------------------------------------------------------- who and how
+def seeded_noise(
+    ids: Sequence[str], seeds: Sequence[int], shape: tuple[int, int, int]
+) -> NoiseStream:
+    """Start noise of D3S2: standard normal, from each image's own seed."""
+    return NoiseStream(seeds, shape)
+
 
 @dataclass(frozen=True)
-class LossOptions:
-    """Forms of the two losses; the defaults are our choice.
+class Painter:
+    """The networks that make images, and the parts in which methods differ.
 
-    balance: segmentation loss as the mean over classes, not over pixels. kappa: weight of the
-    deviations in the feature loss, 0 = means only. layers: names of the proxy's layers to compare,
-    () = all. scope: "image", or "set", which steers the statistics of all images made so far and
-    this one together. renew: in the set scope, after how many images "so far" is brought up to
-    date; images that share it can be made in any order and company.
+    The functions must be those of a module, or frozen dataclasses with a `__call__`: painters
+    travel to the workers of a cluster by pickle. The workers compare the sources of this module and
+    its imports with ours, not those of what is handed in.
+
+    Args:
+        targets: statistics of the real data, for the losses and the judge.
+        losses: what steers (see `LossFactory`).
+        judge: what is noted of each image, and what the best of several tries is chosen by (see
+            `Judge`); its names must differ from those of `RECORD` and `CHOICE`.
+        noise: where images start (see `StartNoise`).
     """
 
-    balance: bool = False
-    kappa: float = 1.0
-    layers: tuple[str, ...] = ()
-    scope: str = "image"
-    renew: int = 8
+    generator: LayoutGenerator
+    proxy: ProxySegmenter
+    targets: FeatureTargets
+    losses: LossFactory = guidance_losses
+    judge: Judge = judge
+    noise: StartNoise = seeded_noise
 
-    def __post_init__(self) -> None:
-        if self.scope not in ("image", "set"):
-            raise D3S2Error(f"scope is {self.scope!r}: use 'image' or 'set'.")
-        if self.renew < 1 or not self.kappa >= 0:
-            raise D3S2Error(
-                f"renew is {self.renew} and kappa {self.kappa}: renew counts from 1, kappa is 0 "
-                "or more."
-            )
+    @property
+    def device(self) -> str:
+        """Where its networks are."""
+        return str(self.proxy.device)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides an image besides its mask and the weights.
 
-    candidates: images tried for each mask, of which the one with the best `score` (see
-    `quality.SCORES`) is kept.
-    ignore_margin: pixels whose proxy loss is above so many times their class's real mean become
-    255; 0 = none, FreeMask: 1.25.
-    group: images made together; never changes an image.
+    Args:
+        method: the name that records and card carry; it decides nothing.
+        seed: of the run; an image's own is `image_seed`.
+        steps: of the sampler, a divisor of the training's timesteps.
+        group: images made together; never changes an image.
+        candidates: images tried for each mask, of which the one with the best `score` (see
+            `quality.SCORES`) is kept.
+        ignore_margin: pixels whose proxy loss is above so many times their class's real mean become
+            255; 0 = none, FreeMask: 1.25.
+    Raises:
+        D3S2Error: for an unknown score, counts below 1 and a negative margin.
     """
 
     method: str = "d3s2"
@@ -103,8 +141,7 @@ class Recipe:
         if self.candidates < 1 or self.group < 1 or not self.ignore_margin >= 0:
             raise D3S2Error(
                 f"candidates is {self.candidates}, group {self.group} and ignore_margin "
-                f"{self.ignore_margin}: "
-                "the first two count from 1, the last is 0 or more."
+                f"{self.ignore_margin}: the first two count from 1, the last is 0 or more."
             )
 
 
@@ -112,67 +149,45 @@ def image_seed(seed: int, mask_id: str, candidate: int = 0) -> int:
     """The seed of one image's noise: the first 63 bits of SHA-256 over the run's seed, the mask's
     id and, from 1, the try.
     """
-    text = f"{seed}:{mask_id}" + (f":{candidate}" if candidate else "")
+    text = f"{seed}:{mask_id}"
+    if candidate:
+        text += f":{candidate}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def guidance_losses(
-    proxy: ProxySegmenter,
-    labels: Tensor,
-    targets: FeatureTargets,
-    options: LossOptions = LossOptions(),
-    memory: SetMemory | None = None,
-) -> Losses:
-    """Both losses of chapter 03 for a batch of masks int64[B, H, W]; they share one pass through
-    the proxy.
-
-    Raises D3S2Error for a layer that the proxy does not have.
-    """
-    unknown = sorted(set(options.layers) - set(proxy.layers))
-    if unknown:
-        raise D3S2Error(
-            f"The proxy has no layer {unknown[0]!r}: choose from {', '.join(proxy.layers)}."
-        )
-    layers = [proxy.layers.index(name) for name in options.layers] or None
-    areas = ClassAreas(labels, len(targets.mean[0]))
-
-    def losses(images: Tensor) -> dict[str, Tensor]:
-        output = proxy(images)
-        return {
-            "segmentation": segmentation_consistency(output.logits, labels, options.balance),
-            "feature": feature_matching(
-                output.features, areas, targets, options.kappa, layers=layers, memory=memory
-            ),
-        }
-
-    return losses
-
-
+# ----------------------------------------------------------------------------------------- painting
 def generate(
-    generator: LayoutGenerator,
-    proxy: ProxySegmenter,
-    targets: FeatureTargets,
+    painter: Painter,
     labels: Tensor,
     ids: Sequence[str],
     recipe: Recipe,
     candidate: int = 0,
     memory: SetMemory | None = None,
 ) -> Tensor:
-    """Images float[B, 3, H, W] in [-1, 1] for masks int64[B, H, W] with these ids; each follows
-    from its id and seed alone.
+    """Images for a batch of masks; each follows from its id and seed alone.
+
+    Args:
+        labels: int64[B, H, W], 255 = ignore, on the painter's device; ids: one a mask.
+        candidate: which try, from 0.
+        memory: the images made so far, for the set scope.
+    Returns:
+        float[B, 3, H, W], of which [-1, 1] is shown.
+    Raises:
+        D3S2Error: as `sampler.sample` and the painter's losses.
     """
-    shape = generator.noise_shape(*labels.shape[1:])
-    stream = NoiseStream([image_seed(recipe.seed, name, candidate) for name in ids], shape)
+    generator = painter.generator
+    seeds = [image_seed(recipe.seed, name, candidate) for name in ids]
+    noise = painter.noise(ids, seeds, generator.noise_shape(*labels.shape[1:]))
 
     def padded(batch: Tensor) -> Tensor:
         return pad_batch(batch) if generator.padded else batch
 
     def fresh() -> Tensor:
-        return padded(stream().to(labels.device))
+        return padded(noise().to(labels.device))
 
     layout = padded(labels)
     classes = class_sets(layout, generator.num_classes)
-    losses = guidance_losses(proxy, layout, targets, recipe.losses, memory)
+    losses = painter.losses(painter.proxy, layout, painter.targets, recipe.losses, memory)
     steps = sample(
         generator, fresh(), layout, classes, recipe.steps, recipe.guidance, losses, fresh=fresh
     )
@@ -180,9 +195,7 @@ def generate(
 
 
 def synthesise(
-    generator: LayoutGenerator,
-    proxy: ProxySegmenter,
-    targets: FeatureTargets,
+    painter: Painter,
     dataset: SegmentationDataset,
     indices: Sequence[int],
     folder: Path,
@@ -194,16 +207,51 @@ def synthesise(
 
     Writes `<folder>/train/{images,labels}/<id>.png`, `classes.csv`, `records/<id>.json` and at the
     end `card.json`; with an `ignore_margin`, `class_losses.json` before (one pass of the proxy over
-    `dataset`). Groups that are complete on disk are kept. `progress(done, total)` is called after
-    each group. out_of_memory: "stop", or "halve": a group that a GPU's memory is too small for is
-    made in two halves, and these in halves, which never changes an image.
-    Raises D3S2Error for repeated indices, an empty selection, and a generator made for another
-    number of classes.
+    `dataset`). Groups that are complete on disk are kept.
+
+    Args:
+        indices: numbers of the masks, in the order of the ranking.
+        progress: called with (done, total) after each group.
+        out_of_memory: "stop", or "halve": a group that a GPU's memory is too small for is made in
+            two halves, and these in halves, which never changes an image.
+    Raises:
+        D3S2Error: for repeated indices, an empty selection, a generator made for another number of
+            classes, and a memory too small.
     """
-    if len(indices) == 0 or len(set(map(int, indices))) != len(indices):
+    indices = [int(i) for i in indices]
+    _check(painter.generator, dataset, indices)
+    write_classes(folder / "classes.csv", dataset.classes)
+    for part in ("train/images", "train/labels", "records"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    limits = None
+    if recipe.ignore_margin:
+        limits = kept_class_losses(painter.proxy, dataset, folder / "class_losses.json")
+    job = _Job(painter, dataset, indices, recipe, limits)
+    so_far = _MadeSoFar(job, folder)
+    done = 0
+    for groups in _blocks(len(indices), recipe):
+        waiting = [ranks for ranks in groups if not _is_written(folder, job.ids(ranks))]
+        done += sum(map(len, groups)) - sum(map(len, waiting))
+        if waiting:
+            job = replace(job, memory=so_far.before(groups[0].start))
+        for number, made in parallel.each(_paint_group, waiting, job, out_of_memory):
+            for painted in made:
+                _write(folder, painted)
+            done += len(waiting[number])
+            if progress is not None:
+                progress(done, len(indices))
+    write_json(folder / "card.json", _card(job, folder))
+    return open_folder(folder, "train")
+
+
+def _check(
+    generator: LayoutGenerator, dataset: SegmentationDataset, indices: Sequence[int]
+) -> None:
+    different = len(set(indices))
+    if different == 0 or different != len(indices):
         raise D3S2Error(
-            f"{len(indices)} masks selected, {len(set(map(int, indices)))} of them different: "
-            "the selection must hold each mask once and at least one."
+            f"{len(indices)} masks selected, {different} of them different: the selection must "
+            "hold each mask once and at least one."
         )
     if generator.num_classes != dataset.num_classes:
         raise D3S2Error(
@@ -211,40 +259,6 @@ def synthesise(
             f"{dataset.num_classes}: train a generator for this dataset with `python -m "
             "d3s2.models.pretraining`."
         )
-    write_classes(folder / "classes.csv", dataset.classes)
-    for part in ("train/images", "train/labels", "records"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    indices = [int(i) for i in indices]
-    limits = _class_losses(proxy, dataset, folder) if recipe.ignore_margin else None
-    memory, done = _Memory(proxy, dataset, indices, folder, recipe.losses), 0
-    for groups in _blocks(len(indices), recipe):
-        waiting = [
-            group
-            for group in groups
-            if not all(_is_written(folder, dataset.ids[indices[rank]]) for rank in group)
-        ]
-        done += sum(map(len, groups)) - sum(map(len, waiting))
-        made = parallel.each(
-            _make_group,
-            waiting,
-            out_of_memory,
-            indices,
-            generator,
-            proxy,
-            targets,
-            dataset,
-            recipe,
-            memory.before(groups[0][0]) if waiting else None,
-            limits,
-        )
-        for number, images in made:
-            for image in images:
-                _write(folder, *image)
-            done += len(waiting[number])
-            if progress is not None:
-                progress(done, len(indices))
-    write_json(folder / "card.json", _card(dataset, indices, folder, recipe))
-    return open_folder(folder, "train")
 
 
 def _blocks(count: int, recipe: Recipe) -> list[list[range]]:
@@ -252,114 +266,153 @@ def _blocks(count: int, recipe: Recipe) -> list[list[range]]:
     those of the next one do: in the set scope a block ends where the memory is renewed.
     """
     size = recipe.losses.renew if recipe.losses.scope == "set" else count
-    ends = [(start, min(start + size, count)) for start in range(0, count, size)]
-    return [
-        [range(first, min(first + recipe.group, end)) for first in range(start, end, recipe.group)]
-        for start, end in ends
-    ]
+    return [_cut(block, recipe.group) for block in _cut(range(count), size)]
 
 
-def _is_written(folder: Path, name: str) -> bool:
-    """The record is written last, so it vouches for image and mask."""
-    return (folder / "records" / f"{name}.json").is_file()
+def _cut(ranks: range, size: int) -> list[range]:
+    """Consecutive pieces of at most `size`."""
+    return [ranks[start : start + size] for start in range(0, len(ranks), size)]
 
 
-def _make_group(
-    ranks: Sequence[int], out_of_memory: str, *parts: Any
-) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
-    """`_make_at_once(ranks, *parts)`, or in halves where the GPU's memory is too small for that."""
+@dataclass(frozen=True)
+class _Job:
+    """What all groups of a block share; it travels to the workers once a block."""
+
+    painter: Painter
+    dataset: SegmentationDataset
+    indices: Sequence[int]  # of the masks, by rank
+    recipe: Recipe
+    limits: Tensor | None  # float64[C], the classes' real mean losses, for the filter
+    memory: SetMemory | None = None  # the images made before this block, for the set scope
+
+    def ids(self, ranks: Sequence[int]) -> list[str]:
+        """Names of the masks at these places of the ranking."""
+        return [self.dataset.ids[self.indices[rank]] for rank in ranks]
+
+
+class _Painted(NamedTuple):
+    """One image as it will be written."""
+
+    pixels: np.ndarray  # uint8[H, W, 3]
+    labels: np.ndarray  # uint8[H, W]
+    record: dict[str, Any]
+
+
+class _Sight(NamedTuple):
+    """What the proxy recognises in a batch of images, and what that makes of their labels."""
+
+    recognised: Tensor  # int64[B, C], pixels of each class that the proxy labels as the mask does
+    present: Tensor  # int64[B, C], pixels of each class in the mask
+    labels: Tensor  # int64[B, H, W], those to write
+    ignored: Tensor  # int64[B], pixels that became 255
+
+
+def _paint_group(ranks: Sequence[int], job: _Job, out_of_memory: str) -> list[_Painted]:
+    """`_paint_at_once`, or in halves where the GPU's memory is too small for that."""
     try:
-        return _make_at_once(ranks, *parts)
+        return _paint_at_once(ranks, job)
     except torch.OutOfMemoryError as error:
         if out_of_memory == "stop" or len(ranks) == 1:
             raise D3S2Error(
                 what_to_lower(len(ranks), "sampling_batch", "vae_memory=tiling or jacobian=detach")
             ) from error
     torch.cuda.empty_cache()  # outside of the handler, whose error still holds the tensors
-    halves = ranks[: len(ranks) // 2], ranks[len(ranks) // 2 :]
-    return [image for half in halves for image in _make_group(half, out_of_memory, *parts)]
+    middle = len(ranks) // 2
+    first = _paint_group(ranks[:middle], job, out_of_memory)
+    return first + _paint_group(ranks[middle:], job, out_of_memory)
 
 
-def _make_at_once(
-    ranks: Sequence[int],
-    indices: Sequence[int],
-    generator: LayoutGenerator,
-    proxy: ProxySegmenter,
-    targets: FeatureTargets,
-    dataset: SegmentationDataset,
-    recipe: Recipe,
-    memory: SetMemory | None,
-    limits: Tensor | None,
-) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
-    """For each of these places in the ranking: image uint8[H, W, 3], labels uint8[H, W], record."""
-    device, group = str(proxy.device), [indices[rank] for rank in ranks]
-    ids, labels = [dataset.ids[i] for i in group], read_masks(dataset, group, device)
+def _paint_at_once(ranks: Sequence[int], job: _Job) -> list[_Painted]:
+    """The images at these places of the ranking, of several tries the best."""
+    painter = job.painter
+    recipe = job.recipe
+    ids = job.ids(ranks)
+    labels = read_masks(job.dataset, [job.indices[rank] for rank in ranks], painter.device)
     tries = [
-        to_uint8(generate(generator, proxy, targets, labels, ids, recipe, candidate, memory))
+        to_uint8(generate(painter, labels, ids, recipe, candidate, job.memory))
         for candidate in range(recipe.candidates)
     ]
-    verdicts = [judge(proxy, targets, to_float(pixels, device), labels) for pixels in tries]
-    chosen = best(verdicts, recipe.score)
-    pixels = np.stack([tries[c][k] for k, c in enumerate(chosen)])
-    right, there, written = _inspect(proxy, pixels, labels, limits, recipe.ignore_margin)
-    made = []
-    for k, (rank, name, c) in enumerate(zip(ranks, ids, chosen, strict=True)):
-        record = {
-            "id": name,
-            "rank": rank,
-            "noise_seed": image_seed(recipe.seed, name, c),
-            "method": recipe.method,
-        }
-        record |= {key: value[k] for key, value in verdicts[c].items()}
-        record["class_pixels"] = {
-            str(i): [int(right[k, i]), int(there[k, i])]
-            for i in there[k].nonzero().flatten().tolist()
-        }
-        record["ignored_pixels"] = int((written[k] == IGNORE).sum() - (labels[k] == IGNORE).sum())
-        if recipe.candidates > 1:
-            record |= {"candidate": c, "scores": [verdict[recipe.score][k] for verdict in verdicts]}
-        made.append((pixels[k], written[k].cpu().numpy().astype(np.uint8), record))
-    return made
+    # Judged as they will be read: rounded to bytes.
+    verdicts = [
+        painter.judge(painter.proxy, painter.targets, to_float(pixels, painter.device), labels)
+        for pixels in tries
+    ]
+    chosen = best(verdicts, recipe.score) if recipe.candidates > 1 else [0] * len(ids)
+    pixels = np.stack([tries[candidate][k] for k, candidate in enumerate(chosen)])
+    sight = _look(job, pixels, labels)
+    written = sight.labels.cpu().numpy().astype(np.uint8)
+    return [
+        _Painted(pixels[k], written[k], _record(job, rank, k, chosen[k], verdicts, sight))
+        for k, rank in enumerate(ranks)
+    ]
 
 
 @torch.no_grad()
-def _inspect(
-    proxy: ProxySegmenter, pixels: np.ndarray, labels: Tensor, limits: Tensor | None, margin: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(pixels of each class recognised, there: int64[B, C]; the labels to write: int64[B, H,
-    W]).
-    """
-    logits = proxy(pad_batch(to_float(pixels, str(proxy.device)))).logits[: len(labels)]
-    right, there = class_agreement(logits, labels)
-    if limits is None:
-        return right, there, labels
-    return right, there, ignore_doubtful(pixel_losses(logits, labels), labels, limits, margin)
+def _look(job: _Job, pixels: np.ndarray, labels: Tensor) -> _Sight:
+    """How the proxy sees images uint8[B, H, W, 3] of these labels int64[B, H, W]."""
+    proxy = job.painter.proxy
+    logits = proxy(pad_batch(to_float(pixels, job.painter.device))).logits[: len(labels)]
+    recognised, present = class_agreement(logits, labels)
+    written = labels
+    if job.limits is not None:
+        losses = pixel_losses(logits, labels)
+        written = ignore_doubtful(losses, labels, job.limits, job.recipe.ignore_margin)
+    ignored = (written == IGNORE).flatten(1).sum(1) - (labels == IGNORE).flatten(1).sum(1)
+    return _Sight(recognised, present, written, ignored)
 
 
-def _class_losses(proxy: ProxySegmenter, dataset: SegmentationDataset, folder: Path) -> Tensor:
-    """float64[C], from the file of a run before, else computed and written; null stands for a class
-    never seen.
+def _record(
+    job: _Job,
+    rank: int,
+    k: int,
+    candidate: int,
+    verdicts: Sequence[Mapping[str, Sequence[float]]],
+    sight: _Sight,
+) -> dict[str, Any]:
+    """How the image at this place of the ranking was made, the k-th of its batch, and what is seen
+    in it.
     """
-    path = folder / "class_losses.json"
-    if not path.is_file():
-        values = class_mean_losses(proxy, dataset).tolist()
-        write_json(path, [value if math.isfinite(value) else None for value in values])
-    return torch.tensor(
-        [math.inf if value is None else value for value in read_json(path)], dtype=torch.float64
-    )
+    recipe = job.recipe
+    name = job.ids([rank])[0]
+    record = {
+        "id": name,
+        "rank": rank,
+        "noise_seed": image_seed(recipe.seed, name, candidate),
+        "method": recipe.method,
+        "class_pixels": {
+            str(number): [int(sight.recognised[k, number]), int(sight.present[k, number])]
+            for number in sight.present[k].nonzero().flatten().tolist()
+        },
+        "ignored_pixels": int(sight.ignored[k]),
+    }
+    if recipe.candidates > 1:
+        record["candidate"] = candidate
+        record["scores"] = [verdict[recipe.score][k] for verdict in verdicts]
+    said = {what: values[k] for what, values in verdicts[candidate].items()}
+    return said | record
+
+
+# --------------------------------------------------------------------------------------- the folder
+def _is_written(folder: Path, ids: Sequence[str]) -> bool:
+    """Whether all of these are there. A record is written last: it vouches for image and mask."""
+    return all((folder / "records" / f"{name}.json").is_file() for name in ids)
+
+
+def _write(folder: Path, painted: _Painted) -> None:
+    name = painted.record["id"]
+    write_png(folder / "train" / "images" / f"{name}.png", painted.pixels)
+    write_png(folder / "train" / "labels" / f"{name}.png", painted.labels)
+    write_json(folder / "records" / f"{name}.json", painted.record)
 
 
 @dataclass
-class _Memory:
+class _MadeSoFar:
     """Statistics of the images made so far, for the set scope. Always read from disk: a run that
     goes on after a break finds the same.
     """
 
-    proxy: ProxySegmenter
-    dataset: SegmentationDataset
-    indices: Sequence[int]
+    job: _Job
     folder: Path
-    options: LossOptions
     _moments: ClassMoments | None = None
     _known: int = 0
 
@@ -368,52 +421,38 @@ class _Memory:
         """Of all images before `rank`, which a block starts with; None in the image scope, and
         before the first image.
         """
-        if self.options.scope == "image" or rank == 0:
+        options = self.job.recipe.losses
+        if options.scope == "image" or rank == 0:
             return None
-        size = self.options.renew
-        for start in range(self._known, rank, size):
-            images, labels = self._read(
-                [self.dataset.ids[i] for i in self.indices[start : start + size]]
-            )
-            features = [f[:size] for f in self.proxy(pad_batch(images)).features]
-            widths = [layer.shape[1] for layer in features]
-            self._moments = self._moments or ClassMoments(
-                self.dataset.num_classes, widths, self.proxy.layers
-            )
-            self._moments.update(features, labels)
+        for ranks in _cut(range(self._known, rank), options.renew):
+            self._add(self.job.ids(ranks))
         self._known = rank
-        return SetMemory.from_moments(self._moments, self.proxy.device)
+        return SetMemory.from_moments(self._moments, self.job.painter.device)
 
-    def _read(self, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Images float[B, 3, H, W] and labels int64[B, H, W] as they lie in the folder."""
-        pixels, labels = (
-            np.stack(
-                [np.array(Image.open(self.folder / "train" / part / f"{name}.png")) for name in ids]
-            )
-            for part in ("images", "labels")
-        )
-        device = str(self.proxy.device)
-        return to_float(pixels, device), torch.from_numpy(labels.astype(np.int64)).to(device)
+    def _add(self, ids: Sequence[str]) -> None:
+        """Take the images and labels of these names, as they lie in the folder, into account."""
+        proxy = self.job.painter.proxy
+        device = self.job.painter.device
+        images = to_float(self._read("images", ids), device)
+        labels = torch.from_numpy(self._read("labels", ids).astype(np.int64)).to(device)
+        features = [layer[: len(ids)] for layer in proxy(pad_batch(images)).features]
+        if self._moments is None:
+            widths = [layer.shape[1] for layer in features]
+            self._moments = ClassMoments(self.job.dataset.num_classes, widths, proxy.layers)
+        self._moments.update(features, labels)
+
+    def _read(self, part: str, ids: Sequence[str]) -> np.ndarray:
+        paths = [self.folder / "train" / part / f"{name}.png" for name in ids]
+        return np.stack([np.array(Image.open(path)) for path in paths])
 
 
-def _write(folder: Path, image: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
-    write_png(folder / "train" / "images" / f"{record['id']}.png", image)
-    write_png(folder / "train" / "labels" / f"{record['id']}.png", labels)
-    write_json(folder / "records" / f"{record['id']}.json", record)
-
-
-def _card(
-    dataset: SegmentationDataset, indices: Sequence[int], folder: Path, recipe: Recipe
-) -> dict[str, Any]:
+def _card(job: _Job, folder: Path) -> dict[str, Any]:
     """What a stranger needs to know of the dataset: origin, method, settings, quality."""
-    ids = [dataset.ids[int(i)] for i in indices]
+    dataset = job.dataset
+    recipe = job.recipe
+    ids = job.ids(range(len(job.indices)))
     records = [read_json(folder / "records" / f"{name}.json") for name in ids]
-    quality = {key: round(float(np.mean([r[key] for r in records])), 6) for key in SCORES}
-    pixels = np.zeros((dataset.num_classes, 2), dtype=np.int64)
-    for record in records:
-        for number, counts in record["class_pixels"].items():
-            pixels[int(number)] += counts
-    recall = [round(int(right) / int(there), 6) if there else None for right, there in pixels]
+    judged = sorted(set(records[0]) - set(RECORD) - set(CHOICE))
     return {
         "name": f"{dataset.name}-{recipe.method}",
         "source": f"{dataset.name}/{dataset.split}",
@@ -421,7 +460,23 @@ def _card(
         "of": len(dataset),
         "recipe": asdict(recipe),
         "ids_in_order_of_selection": ids,
-        "mean_quality": quality,
-        "class_agreement": recall,
+        "mean_quality": {key: _mean(record[key] for record in records) for key in judged},
+        "class_agreement": _recalls(records, dataset.num_classes),
         "ignored_pixels": sum(record["ignored_pixels"] for record in records),
     }
+
+
+def _mean(values: Iterable[float]) -> float:
+    return round(float(np.mean(list(values))), 6)
+
+
+def _recalls(records: Sequence[dict[str, Any]], num_classes: int) -> list[float | None]:
+    """Of each class the share of its pixels that the proxy recognises; None where it has none."""
+    pixels = np.zeros((num_classes, 2), dtype=np.int64)
+    for record in records:
+        for number, counts in record["class_pixels"].items():
+            pixels[int(number)] += counts
+    return [
+        round(int(recognised) / int(present), 6) if present else None
+        for recognised, present in pixels
+    ]

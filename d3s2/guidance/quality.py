@@ -3,22 +3,24 @@ about it.
 
 Two remedies, both off by default: `ignore_doubtful` takes pixels out of the labels where the proxy
 sees something else than the mask (FreeMask, Yang et al. 2023), and `best` picks one of several
-images of the same mask. The proxy is no
-truth: whatever it cannot see, neither remedy sees. That D3S2 filters or picks is not known to us.
+images of the same mask. The proxy is no truth: whatever it cannot see, neither remedy sees. That
+D3S2 filters or picks is not known to us.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from d3s2.core.errors import D3S2Error
+from d3s2.core.files import read_json, write_json
 from d3s2.data.dataset import IGNORE, SegmentationDataset
-from d3s2.data.tensors import pad_batch, read_images, read_masks
+from d3s2.data.tensors import class_members, class_pixels, pad_batch, read_images, read_masks
 from d3s2.guidance.losses import (
     FeatureTargets,
     feature_matching,
@@ -35,18 +37,29 @@ SCORES = {"segmentation_loss": -1, "feature_loss": -1, "proxy_agreement": 1}
 def judge(
     proxy: ProxySegmenter, targets: FeatureTargets, images: Tensor, labels: Tensor
 ) -> dict[str, list[float]]:
-    """What the proxy says of images float[B, 3, H, W]: both losses, and the share of valid pixels
-    it labels as the mask.
+    """What the proxy says of images: both losses, and the share of valid pixels it labels as the
+    mask.
+
+    Args:
+        images: float[B, 3, H, W] in [-1, 1]; labels: int64[B, H, W], 255 = ignore.
+    Returns:
+        for each name of `SCORES` one number an image, rounded to six digits; an image's verdict
+        does not depend on its company.
     """
-    count, labels = len(labels), pad_batch(labels)
+    count = len(labels)
+    labels = pad_batch(labels)
     output = proxy(pad_batch(images))
-    right, pixels = class_agreement(output.logits, labels)
+    recognised, present = class_agreement(output.logits, labels)
     values = {
         "segmentation_loss": segmentation_consistency(output.logits, labels),
         "feature_loss": feature_matching(output.features, labels, targets),
-        "proxy_agreement": right.sum(1) / pixels.sum(1).clamp(min=1),
+        "proxy_agreement": recognised.sum(1) / present.sum(1).clamp(min=1),
     }
-    return {name: [round(float(v), 6) for v in value[:count]] for name, value in values.items()}
+    return {name: _rounded(value[:count]) for name, value in values.items()}
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(float(value), 6) for value in values]
 
 
 def class_agreement(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,14 +69,12 @@ def class_agreement(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         logits: float[B, C, H, W]; labels: int64[B, H, W], 255 = ignore.
     Returns:
-        two int64[B, C]; their ratio is the class's recall.
+        (recognised, present), two int64[B, C]; their ratio is the class's recall.
     """
-    classes = logits.shape[1]
-    members = F.one_hot(labels.masked_fill(labels == IGNORE, classes).flatten(1), classes + 1)[
-        ..., :classes
-    ]
-    hit = (logits.argmax(1) == labels).flatten(1)[..., None]
-    return (members * hit).sum(1), members.sum(1)
+    num_classes = logits.shape[1]
+    missed = logits.argmax(1) != labels
+    recognised = class_pixels(labels.masked_fill(missed, IGNORE), num_classes)
+    return recognised, class_pixels(labels, num_classes)
 
 
 @torch.no_grad()
@@ -75,22 +86,32 @@ def class_mean_losses(
 
     One pass over `dataset`, which must be real images: FreeMask takes the training split.
     """
-    total = torch.zeros(dataset.num_classes + 1, dtype=torch.float64)
+    classes = dataset.num_classes
+    total = torch.zeros(classes + 1, dtype=torch.float64)  # one more for the ignored pixels
     pixels = torch.zeros_like(total)
     for start in range(0, len(dataset), batch):
         indices = range(start, min(start + batch, len(dataset)))
-        labels = pad_batch(read_masks(dataset, indices, str(proxy.device)))
-        images = pad_batch(read_images(dataset, indices, str(proxy.device)))
-        loss = pixel_losses(proxy(images).logits, labels)[: len(indices)].double().cpu().flatten()
-        where = (
-            labels[: len(indices)]
-            .masked_fill(labels[: len(indices)] == IGNORE, dataset.num_classes)
-            .cpu()
-            .flatten()
-        )
-        total.index_add_(0, where, loss)
-        pixels.index_add_(0, where, torch.ones_like(loss))
-    return torch.where(pixels > 0, total / pixels.clamp(min=1), torch.inf)[:-1]
+        labels = read_masks(dataset, indices, str(proxy.device))
+        images = read_images(dataset, indices, str(proxy.device))
+        loss = pixel_losses(proxy(pad_batch(images)).logits, pad_batch(labels))[: len(indices)]
+        loss = loss.double().cpu().flatten()
+        members = class_members(labels, classes).cpu().flatten()
+        total.index_add_(0, members, loss)
+        pixels.index_add_(0, members, torch.ones_like(loss))
+    return torch.where(pixels > 0, total / pixels.clamp(min=1), torch.inf)[:classes]
+
+
+def kept_class_losses(proxy: ProxySegmenter, dataset: SegmentationDataset, path: Path) -> Tensor:
+    """`class_mean_losses` from the file of a run before, else computed and written there.
+
+    In the file null stands for infinity, a class without a pixel, which JSON cannot write.
+    Raises D3S2Error for a damaged file.
+    """
+    if not path.is_file():
+        values = class_mean_losses(proxy, dataset).tolist()
+        write_json(path, [value if math.isfinite(value) else None for value in values])
+    known = [math.inf if value is None else value for value in read_json(path)]
+    return torch.tensor(known, dtype=torch.float64)
 
 
 def ignore_doubtful(
@@ -108,12 +129,19 @@ def ignore_doubtful(
     return labels.masked_fill(doubtful, IGNORE)
 
 
-def best(verdicts: Sequence[dict[str, list[float]]], score: str) -> list[int]:
+def best(verdicts: Sequence[Mapping[str, Sequence[float]]], score: str) -> list[int]:
     """For each image of a batch, which of several tries has the best score (the first of equals).
 
     Args:
         verdicts: `judge`'s answer for each try; score: a key of `SCORES`.
+    Raises:
+        D3S2Error: for an unknown score, and one that the verdicts, of another judge, do not hold.
     """
     if score not in SCORES:
         raise D3S2Error(f"score is {score!r}: choose {', '.join(SCORES)}.")
-    return (SCORES[score] * np.array([verdict[score] for verdict in verdicts])).argmax(0).tolist()
+    if not all(score in verdict for verdict in verdicts):
+        raise D3S2Error(
+            f"score is {score!r}, but the judge gives {', '.join(verdicts[0])}: choose one of them."
+        )
+    values = np.array([verdict[score] for verdict in verdicts])
+    return (SCORES[score] * values).argmax(0).tolist()

@@ -4,13 +4,13 @@ Notation: x_t noisy image, a_t = alpha_bar_t. From the network's v the loop take
     x0_hat = sqrt(a_t) x_t - sqrt(1 - a_t) v,      eps = sqrt(a_t) v + sqrt(1 - a_t) x_t,
 asks the proxy what it thinks of x0_hat, and adds the losses' gradient to the noise prediction (the
 form of Universal Guidance, Bansal et al. 2023, and UniDD):
-    eps_hat = eps + s(t) g,   g = d loss / d x_t,   s(t) = lambda sqrt(1 - a_t)          (scale =
-    "raw")
+    eps_hat = eps + s(t) g,   g = d loss / d x_t,   s(t) = lambda sqrt(1 - a_t)   (mode = "raw").
 In "norm" mode each loss's gradient is first scaled to the length of eps, image by image, so that
-lambda is a share of the step and does not depend on a loss's units:  eps_hat = eps + sqrt(1 - a_t)
-sum_k lambda_k |eps| g_k / |g_k|. Adding the gradient to eps moves x0_hat by -sqrt((1 - a_t) / a_t)
-times it: downhill. Where the generator works on latents, x_t and x0_hat are latents and the losses
-see the decoded image, so g goes through the decoder too.
+lambda is a share of the step and does not depend on a loss's units:
+    eps_hat = eps + sqrt(1 - a_t) sum_k lambda_k |eps| g_k / |g_k|.
+Adding the gradient to eps moves x0_hat by -sqrt((1 - a_t) / a_t) times it: downhill. Where the
+generator works on latents, x_t and x0_hat are latents and the losses see the decoded image, so g
+goes through the decoder too.
 
 `jacobian="full"` differentiates through the generator; "detach" treats eps as a constant, so that
 g = (d loss / d x0_hat) / sqrt(a_t): no backward pass through the generator. Which form the paper
@@ -18,10 +18,11 @@ uses is unknown to us.
 
 A step goes from t to the next timestep s as in DDIM (Song et al. 2021), whose eta runs from 0,
 deterministic, to 1, as noisy as DDPM:
-    x_s = sqrt(a_s) x0 + sqrt(1 - a_s - sigma^2) eps + sigma z,   sigma^2 = eta^2 (1 - a_s) / (1 -
-    a_t) (1 - a_t / a_s).
+    x_s = sqrt(a_s) x0 + sqrt(1 - a_s - sigma^2) eps + sigma z,
+    sigma^2 = eta^2 (1 - a_s) / (1 - a_t) (1 - a_t / a_s).
 Recurrence (time travel; Universal Guidance, FreeDoM) takes a guided step R times, noising again in
-    between: x_t = sqrt(a_t / a_s) x_s + sqrt(1 - a_t / a_s) z.
+between:
+    x_t = sqrt(a_t / a_s) x_s + sqrt(1 - a_t / a_s) z.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,27 +44,33 @@ Losses = Callable[[Tensor], Mapping[str, Tensor]]
 image, differentiable. One function for all, so that they can share one pass through the proxy.
 """
 
+Fresh = Callable[[], Tensor]
+"""Noise of one run: float[B, D, h, w], another standard normal draw at each call."""
 
+
+# ---------------------------------------------------------------------------------------- the parts
 @dataclass(frozen=True)
 class Guidance:
     """How the sampler is steered. All defaults are our choice.
 
     Args:
         scales: lambda of each loss by name; 0 or a missing name leaves the loss out of the
-        gradient.
+            gradient.
         window: guided part of the run as fractions of the steps, 0 = pure noise, 1 = finished
-        image.
+            image.
         mode: "norm" or "raw" (see the module's text).
         jacobian: "detach" or "full".
         cfg_scale: classifier-free guidance w, v = v_free + w (v_conditioned - v_free); 1 =
-        conditioned only.
+            conditioned only.
         eta: 0 = deterministic DDIM, 1 = as much fresh noise as DDPM.
         recurrence: how often each guided step is taken; 1 = once, no time travel.
         clip_norm: largest length of what is added to eps, as a share of |eps|, image by image; 0 =
-        no bound.
+            no bound.
         every: take the gradient anew at each so-many-th guided step and use it again in between,
             where neither the losses nor a backward pass are computed; 1 = at each. Larger values
             are an approximation.
+    Raises:
+        D3S2Error: for a value outside of these.
     """
 
     scales: Mapping[str, float] = field(default_factory=dict)
@@ -103,36 +111,25 @@ class Guidance:
         """Whether the run needs fresh noise on its way."""
         return self.eta > 0 or self.recurrence > 1
 
+    def steers(self, index: int, steps: int) -> bool:
+        """Whether step `index` of `steps` is guided: in the window, by a loss that has a scale."""
+        first = round(self.window[0] * steps)
+        last = round(self.window[1] * steps)
+        return first <= index < last and any(self.scales.values())
 
-@dataclass
-class Step:
-    """One step of the sampler, for drawing and for tests."""
+    def asks(self, index: int, steps: int) -> bool:
+        """Whether a guided step takes its gradient anew; the others use the last one again."""
+        first = round(self.window[0] * steps)
+        return (index - first) % self.every == 0
 
-    index: int  # which timestep, from 0
-    t: int
-    x: Tensor  # float[B, D, h, w] after the step: pixels (3, H, W), or latents
-    clean: Tensor  # float[B, D, h, w], the same, clean, as predicted before guidance
-    losses: dict[
-        str, Tensor
-    ]  # float[B] each; empty outside the window and where an old gradient is used again
-    gradient_norms: dict[str, Tensor]  # float[B] each, before normalisation
-    gradient: Tensor | None  # float[B, D, h, w] added to eps, or None
-    decode: Callable[[Tensor], Tensor]
-    repeat: int = 0  # which pass of the recurrence, from 0
 
-    @property
-    def image(self) -> Tensor:
-        """float[B, 3, H, W]: `x` as an image, after the last step the result. Latents are decoded
-        anew at each call.
-        """
-        with torch.no_grad():
-            return self.decode(self.x)
+class Timestep(NamedTuple):
+    """One step of the schedule, from the noise level of a_t to that of a_next."""
 
-    @property
-    def x0(self) -> Tensor:
-        """float[B, 3, H, W] in [-1, 1]: `clean` as an image."""
-        with torch.no_grad():
-            return self.decode(self.clean).clamp(-1, 1)
+    index: int  # from 0, pure noise, to steps - 1
+    t: int  # timestep of the network, 0 .. 999
+    a_t: float  # alpha_bar at t
+    a_next: float  # alpha_bar at the next timestep; 1 after the last: the clean image
 
 
 def timesteps(steps: int, train_steps: int = 1000) -> list[int]:
@@ -149,6 +146,57 @@ def timesteps(steps: int, train_steps: int = 1000) -> list[int]:
         )
     stride = train_steps // steps
     return list(range(0, train_steps, stride))[::-1]
+
+
+def schedule(steps: int, alpha_bars: Sequence[float]) -> list[Timestep]:
+    """The numbered steps of a run, each with the noise levels that it goes from and to.
+
+    alpha_bars: that of every timestep of the training. Raises D3S2Error as `timesteps`.
+    """
+    chosen = timesteps(steps, len(alpha_bars))
+    levels = [alpha_bars[t] for t in chosen]
+    following = [*levels[1:], 1.0]
+    return [
+        Timestep(index, t, a_t, a_next)
+        for index, (t, a_t, a_next) in enumerate(zip(chosen, levels, following, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A generator together with what a run asks it for.
+
+    Args:
+        layout: int64[B, H, W], or None to drop it.
+        classes: float[B, C], or None to drop it (see `LayoutUNet.forward`).
+        cfg_scale: classifier-free guidance w (see `Guidance`).
+    """
+
+    generator: LayoutGenerator
+    layout: Tensor | None = None
+    classes: Tensor | None = None
+    cfg_scale: float = 1.0
+
+    def v(self, x: Tensor, t: int) -> Tensor:
+        """The network's v of noisy images, by classifier-free guidance (Ho & Salimans 2021).
+
+        w = 1 costs one evaluation, any other w two.
+
+        Args:
+            x: float[B, D, h, w]; t: their timestep.
+        Returns:
+            float[B, D, h, w], in x's precision, whatever the network's.
+        """
+        conditioned = self._ask(x, t, self.layout, self.classes)
+        if self.cfg_scale == 1.0:
+            return conditioned
+        free = self._ask(x, t, *self.generator.unconditioned(self.layout))
+        return free + self.cfg_scale * (conditioned - free)
+
+    def _ask(self, x: Tensor, t: int, layout: Tensor | None, classes: Tensor | None) -> Tensor:
+        unet = self.generator.unet
+        inputs = x.to(getattr(unet, "dtype", x.dtype))
+        return unet(inputs, torch.tensor(t, device=x.device), layout, classes).to(x.dtype)
 
 
 class NoiseStream:
@@ -171,10 +219,41 @@ class NoiseStream:
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """float[B, *shape]: standard normal noise, one random generator per image, whatever the
+    """float32[B, *shape]: standard normal noise, one random generator per image, whatever the
     batch.
     """
     return NoiseStream(seeds, shape)()
+
+
+# ----------------------------------------------------------------------------------------- the loop
+@dataclass
+class Step:
+    """One step of the sampler, for drawing and for tests."""
+
+    index: int  # which timestep, from 0
+    t: int
+    x: Tensor  # float[B, D, h, w] after the step: pixels (3, H, W), or latents
+    clean: Tensor  # float[B, D, h, w], the same, clean, as predicted before guidance
+    # float[B] each; empty outside the window and where an old gradient is used again
+    losses: dict[str, Tensor]
+    gradient_norms: dict[str, Tensor]  # float[B] each, before normalisation
+    gradient: Tensor | None  # float[B, D, h, w] added to eps, or None
+    decode: Callable[[Tensor], Tensor]
+    repeat: int = 0  # which pass of the recurrence, from 0
+
+    @property
+    def image(self) -> Tensor:
+        """float[B, 3, H, W]: `x` as an image, after the last step the result. Latents are decoded
+        anew at each call.
+        """
+        with torch.no_grad():
+            return self.decode(self.x)
+
+    @property
+    def x0(self) -> Tensor:
+        """float[B, 3, H, W] in [-1, 1]: `clean` as an image."""
+        with torch.no_grad():
+            return self.decode(self.clean).clamp(-1, 1)
 
 
 def sample(
@@ -185,8 +264,9 @@ def sample(
     steps: int = 50,
     guidance: Guidance = Guidance(),
     losses: Losses | None = None,
+    *,
     clip: bool = True,
-    fresh: Callable[[], Tensor] | None = None,
+    fresh: Fresh | None = None,
 ) -> Iterator[Step]:
     """Sample from `noise` and yield every step; the last step's `image` is the result.
 
@@ -195,9 +275,9 @@ def sample(
         layout: int64[B, H, W]; classes: float[B, C] (see `LayoutUNet.forward`).
         losses: see `Losses`; those without a scale are measured in the window but do not steer.
         clip: keep the predicted clean image in [-1, 1] (and the noise consistent with it); latents
-        never are.
+            never are.
         fresh: noise for eta > 0 and recurrence > 1, shaped as `noise`, at each call: a
-        `NoiseStream` that `noise` came from.
+            `NoiseStream` that `noise` came from.
     Raises:
         D3S2Error: for steps that do not divide the schedule, a scale for a loss that there is not,
             a loss that is not finite (naming loss, step and image), and a stochastic run without
@@ -206,94 +286,108 @@ def sample(
     if guidance.random and fresh is None:
         given = f"eta = {guidance.eta} and recurrence = {guidance.recurrence}"
         raise D3S2Error(f"{given} need fresh noise: give `fresh`, a NoiseStream.")
-    alpha_bars = generator.scheduler.alphas_cumprod.tolist()
-    schedule = timesteps(steps, len(alpha_bars))
-    first, last = (round(edge * steps) for edge in guidance.window)
+    denoiser = Denoiser(generator, layout, classes, guidance.cfg_scale)
+    clip = clip and generator.bounded
     x = noise
     held: dict[str, Tensor] = {}  # the gradients last taken
-    for index, t in enumerate(schedule):
-        a_t = alpha_bars[t]
-        a_next = alpha_bars[schedule[index + 1]] if index + 1 < steps else 1.0
-        guided = losses is not None and first <= index < last and any(guidance.scales.values())
+    for at in schedule(steps, generator.scheduler.alphas_cumprod.tolist()):
+        guided = losses is not None and guidance.steers(at.index, steps)
+        asked = losses if guided and guidance.asks(at.index, steps) else None
         for repeat in range(guidance.recurrence if guided else 1):
             if repeat:
-                x = math.sqrt(a_t / a_next) * x + math.sqrt(1 - a_t / a_next) * fresh().to(x)
-            again = guided and (index - first) % guidance.every > 0
-            asked = losses if guided and not again else None
-            eps, x0, found = _predict(generator, x, t, a_t, layout, classes, guidance, asked, index)
-            held = found.gradients if asked else held
-            gradient = _combine(held, eps, a_t, guidance) if guided else None
-            x = _step(
-                x, eps, gradient, a_t, a_next, guidance.eta, clip and generator.bounded, fresh
-            )
+                x = _noised_again(x, at, fresh)
+            found = predict(denoiser, x, at, guidance, asked)
+            if asked is not None:
+                held = found.gradients
+            gradient = _combine(held, found.eps, at.a_t, guidance) if guided else None
+            eps = found.eps if gradient is None else found.eps + gradient
+            x = _step(x, eps, at, guidance.eta, clip, fresh)
             yield Step(
-                index, t, x, x0, found.values, found.norms, gradient, generator.decode, repeat
+                index=at.index,
+                t=at.t,
+                x=x,
+                clean=found.clean,
+                losses=found.losses,
+                gradient_norms=found.norms,
+                gradient=gradient,
+                decode=generator.decode,
+                repeat=repeat,
             )
+
+
+def finish(steps: Iterator[Step]) -> Step:
+    """Run a sampler to its end and return the last step."""
+    return deque(steps, maxlen=1).pop()  # a list of all steps would hold all their images
+
+
+def _noised_again(x: Tensor, at: Timestep, fresh: Fresh) -> Tensor:
+    """From x_s back to x_t, for another pass of the same step."""
+    kept = at.a_t / at.a_next
+    return math.sqrt(kept) * x + math.sqrt(1 - kept) * fresh().to(x)
 
 
 def _step(
-    x: Tensor,
-    eps: Tensor,
-    gradient: Tensor | None,
-    a_t: float,
-    a_next: float,
-    eta: float,
-    clip: bool,
-    fresh: Callable[[], Tensor] | None,
+    x: Tensor, eps: Tensor, at: Timestep, eta: float, clip: bool, fresh: Fresh | None
 ) -> Tensor:
-    """From x_t to x_s with the noise prediction eps, plus the gradient."""
-    if gradient is not None:
-        eps = eps + gradient
-    clean = (x - math.sqrt(1 - a_t) * eps) / math.sqrt(a_t)
+    """From x_t to x_s with the noise prediction eps, to which the gradient was added."""
+    clean = (x - math.sqrt(1 - at.a_t) * eps) / math.sqrt(at.a_t)
     if clip:
         clean = clean.clamp(-1, 1)
-        eps = (x - math.sqrt(a_t) * clean) / math.sqrt(
-            1 - a_t
-        )  # the noise that belongs to the clipped image
-    variance = eta**2 * (1 - a_next) / (1 - a_t) * (1 - a_t / a_next)
-    x = math.sqrt(a_next) * clean + math.sqrt(1 - a_next - variance) * eps
-    return x + math.sqrt(variance) * fresh().to(x) if variance > 0 else x
+        # the noise that belongs to the clipped image
+        eps = (x - math.sqrt(at.a_t) * clean) / math.sqrt(1 - at.a_t)
+    variance = eta**2 * (1 - at.a_next) / (1 - at.a_t) * (1 - at.a_t / at.a_next)
+    x = math.sqrt(at.a_next) * clean + math.sqrt(1 - at.a_next - variance) * eps
+    if variance > 0:
+        x = x + math.sqrt(variance) * fresh().to(x)
+    return x
 
 
+# -------------------------------------------------------------------------- prediction and gradient
 @dataclass
-class _Found:
-    """What the losses say at one timestep; all empty where they are not asked."""
+class Prediction:
+    """What one timestep says, all detached: the network, and where they are asked the losses."""
 
-    values: dict[str, Tensor] = field(default_factory=dict)
-    gradients: dict[str, Tensor] = field(default_factory=dict)  # d loss / d x_t
-    norms: dict[str, Tensor] = field(default_factory=dict)
+    eps: Tensor  # float[B, D, h, w], the noise predicted
+    clean: Tensor  # float[B, D, h, w], x0_hat; in [-1, 1] where the generator is bounded
+    losses: dict[str, Tensor] = field(default_factory=dict)  # float[B] each
+    gradients: dict[str, Tensor] = field(default_factory=dict)  # d loss / d x_t, as eps
+    norms: dict[str, Tensor] = field(default_factory=dict)  # float[B] each: their lengths
 
 
-def _predict(
-    generator: LayoutGenerator,
+def predict(
+    denoiser: Denoiser,
     x: Tensor,
-    t: int,
-    a_t: float,
-    layout: Tensor | None,
-    classes: Tensor | None,
-    guidance: Guidance,
-    losses: Losses | None,
-    index: int,
-) -> tuple[Tensor, Tensor, _Found]:
-    """(eps, x0_hat, what the losses say) at one timestep, all detached."""
+    at: Timestep,
+    guidance: Guidance = Guidance(),
+    losses: Losses | None = None,
+) -> Prediction:
+    """What the network predicts of x float[B, D, h, w] at one timestep, and what the losses say.
+
+    Of `guidance` it takes the Jacobian and which losses have a scale; of `at` t, a_t and, for its
+    errors, the index. Raises D3S2Error for a scale without a loss, and for numbers not finite.
+    """
     full = losses is not None and guidance.jacobian == "full"
     x = x.detach().requires_grad_(full)
     with torch.set_grad_enabled(full):
-        v = _velocity(generator, x, t, layout, classes, guidance.cfg_scale)
-        x0 = math.sqrt(a_t) * x - math.sqrt(1 - a_t) * v
-        eps = math.sqrt(a_t) * v + math.sqrt(1 - a_t) * x
-    clean = x0.detach().clamp(-1, 1) if generator.bounded else x0.detach()
+        v = denoiser.v(x, at.t)
+        x0 = math.sqrt(at.a_t) * x - math.sqrt(1 - at.a_t) * v
+        eps = math.sqrt(at.a_t) * v + math.sqrt(1 - at.a_t) * x
+    clean = x0.detach()
+    if denoiser.generator.bounded:
+        clean = clean.clamp(-1, 1)
+    found = Prediction(eps.detach(), clean)
     if losses is None:
-        return eps, clean, _Found()
-    leaf, factor = (x, 1.0) if full else (x0.detach().requires_grad_(), 1 / math.sqrt(a_t))
+        return found
+    leaf = x if full else x0.detach().requires_grad_()
+    factor = 1.0 if full else 1 / math.sqrt(at.a_t)
     with torch.enable_grad():
-        values = losses(generator.decode(x0 if full else leaf).clamp(-1, 1))
-    found = _Found({name: value.detach() for name, value in values.items()})
-    for name, gradient in _gradients(values, leaf, guidance.scales, index):
+        values = losses(denoiser.generator.decode(x0 if full else leaf).clamp(-1, 1))
+    found.losses = {name: value.detach() for name, value in values.items()}
+    for name, gradient in _gradients(values, leaf, guidance.scales, at.index):
         found.gradients[name] = factor * gradient
         found.norms[name] = _lengths(found.gradients[name])
-        _check_finite(found.norms[name], f"the gradient of loss {name!r}", index)
-    return eps.detach(), clean, found
+        _check_finite(found.norms[name], f"the gradient of loss {name!r}", at.index)
+    return found
 
 
 def _gradients(
@@ -307,33 +401,10 @@ def _gradients(
         if name not in values:
             raise D3S2Error(f"guidance scale for {name!r}, but the losses are {sorted(values)}.")
         _check_finite(values[name], f"loss {name!r}", index)
-        ones = torch.ones_like(
-            values[name]
-        )  # a sum would have no gradient for a caller under no_grad
-        yield (
-            name,
-            torch.autograd.grad(values[name], leaf, ones, retain_graph=name != wanted[-1])[0],
-        )
-
-
-def _velocity(
-    generator: LayoutGenerator,
-    x: Tensor,
-    t: int,
-    layout: Tensor | None,
-    classes: Tensor | None,
-    w: float,
-) -> Tensor:
-    """Classifier-free guidance; w = 1 costs one evaluation. In x's precision, whatever the
-    network's.
-    """
-    at = torch.tensor(t, device=x.device)
-    inputs = x.to(getattr(generator.unet, "dtype", x.dtype))
-    conditioned = generator.unet(inputs, at, layout, classes).to(x.dtype)
-    if w == 1.0:
-        return conditioned
-    free = generator.unet(inputs, at, *generator.unconditioned(layout)).to(x.dtype)
-    return free + w * (conditioned - free)
+        # a sum would have no gradient for a caller under no_grad
+        ones = torch.ones_like(values[name])
+        more = name != wanted[-1]  # the graph is still needed
+        yield name, torch.autograd.grad(values[name], leaf, ones, retain_graph=more)[0]
 
 
 def _combine(
@@ -360,15 +431,10 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _check_finite(values: Tensor, what: str, index: int) -> None:
+    """Raise D3S2Error, naming the first image, unless all of float[B] are finite."""
     bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
     if bad:
         raise D3S2Error(
             f"{what} is not finite at step {index} for image {bad[0]} of the batch: lower its "
-            "guidance scale, "
-            "or start the window later."
+            "guidance scale, or start the window later."
         )
-
-
-def finish(steps: Iterator[Step]) -> Step:
-    """Run a sampler to its end and return the last step."""
-    return deque(steps, maxlen=1).pop()  # a list of all steps would hold all their images

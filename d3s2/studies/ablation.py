@@ -30,8 +30,8 @@ from d3s2.core.errors import D3S2Error, exit_code
 from d3s2.core.files import digest, read_json, write_csv, write_json
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.splits import open_splits
-from d3s2.guidance.losses import FeatureTargets
-from d3s2.guidance.painting import LossOptions, Recipe, synthesise
+from d3s2.guidance.losses import FeatureTargets, LossOptions
+from d3s2.guidance.painting import Painter, Recipe, synthesise
 from d3s2.guidance.sampler import Guidance
 from d3s2.models.load import load_generator, load_proxy, weights_digest
 from d3s2.runs import config
@@ -171,15 +171,15 @@ class Workshop:
         self.ranking = greedy(
             matrix, class_weights(images, self.settings.beta), self.size, self.settings.delta
         )
-        self._painter: tuple | None = None
+        self._painter: Painter | None = None
 
     def masks(self, arm: Arm, seed: int) -> np.ndarray:
         """int64[k]: which masks of the training split an arm takes for one training seed."""
         ranking = random_ranking(len(self.train), seed) if arm.masks == "random" else self.ranking
         return ranking.first(self.size)
 
-    def painter(self) -> tuple:
-        """(generator, proxy, targets), loaded on first use: real arms need none."""
+    def painter(self) -> Painter:
+        """Who paints all arms, loaded on first use: real arms need none."""
         if self._painter is None:
             weights, device = (
                 self.settings.weights_folder,
@@ -190,7 +190,7 @@ class Workshop:
             if not known.is_file():
                 feature_statistics(self.train, proxy, progress=False).save(known)
             targets = FeatureTargets.from_moments(ClassMoments.load(known), device)
-            self._painter = (load_generator(weights / "generator", device), proxy, targets)
+            self._painter = Painter(load_generator(weights / "generator", device), proxy, targets)
         return self._painter
 
     def distil(self, name: str, distillation: int) -> Path:
@@ -219,8 +219,9 @@ class Workshop:
             self.work / "sets" / f"{name.replace(' ', '-')}-{distillation}-{digest(decides)[:8]}"
         )
         if not (folder / "cost.json").is_file():
-            parts, began = self.painter(), time.perf_counter()
-            synthesise(*parts, self.train, masks, folder, recipe)
+            painter = self.painter()
+            began = time.perf_counter()
+            synthesise(painter, self.train, masks, folder, recipe)
             seconds = (time.perf_counter() - began) / self.size
             write_json(folder / "cost.json", {"seconds_an_image": round(seconds, 3)})
             print(f"{folder.name}: {seconds:.2f} s an image", flush=True)

@@ -23,8 +23,7 @@ from d3s2.core import machine
 from d3s2.core.errors import D3S2Error, exit_code
 from d3s2.data.scenes import CLASSES, draw_scene
 from d3s2.data.tensors import class_sets, to_float
-from d3s2.guidance.losses import FeatureTargets
-from d3s2.guidance.painting import LossOptions, guidance_losses
+from d3s2.guidance.losses import FeatureTargets, LossOptions, guidance_losses
 from d3s2.guidance.sampler import Guidance, finish, initial_noise, sample
 from d3s2.models.load import load_generator, load_proxy
 from d3s2.runs import config

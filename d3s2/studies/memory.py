@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from d3s2.core import machine
 from d3s2.guidance.losses import segmentation_consistency
-from d3s2.guidance.sampler import _velocity
+from d3s2.guidance.sampler import Denoiser
 from d3s2.models.mmseg_proxy import MmsegProxy, build
 from d3s2.models.stable_diffusion import PRECISIONS, ControlledUNet, StableDiffusion
 
@@ -134,10 +134,10 @@ def guided_step(
     its checks of numbers.
     """
     z = z.requires_grad_(full)
+    classes = torch.ones(len(z), model.num_classes, device=z.device)
+    denoiser = Denoiser(model, labels, classes, cfg_scale)
     with torch.set_grad_enabled(full):
-        v = _velocity(
-            model, z, 500, labels, torch.ones(len(z), model.num_classes, device=z.device), cfg_scale
-        )
+        v = denoiser.v(z, 500)
         x0 = 0.5 * z - 0.5 * v
     leaf = z if full else x0.detach().requires_grad_()
     loss = segmentation_consistency(

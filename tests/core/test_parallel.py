@@ -170,7 +170,7 @@ def work(scenes: Path, folder: Path) -> dict[str, bytes]:
     is written.
     """
     from d3s2.guidance.losses import FeatureTargets
-    from d3s2.guidance.painting import Recipe, synthesise
+    from d3s2.guidance.painting import Painter, Recipe, synthesise
     from d3s2.guidance.sampler import Guidance
     from d3s2.models.load import load_generator, load_proxy
     from d3s2.runs.config import PROFILES, Settings
@@ -184,15 +184,8 @@ def work(scenes: Path, folder: Path) -> dict[str, bytes]:
     recipe = Recipe(
         seed=3, steps=5, guidance=Guidance({"segmentation": 0.1, "feature": 0.1}), group=2
     )
-    synthesise(
-        generator,
-        proxy,
-        FeatureTargets.from_moments(moments),
-        train,
-        [5, 9, 2, 70],
-        folder / "distilled",
-        recipe,
-    )
+    painter = Painter(generator, proxy, FeatureTargets.from_moments(moments))
+    synthesise(painter, train, [5, 9, 2, 70], folder / "distilled", recipe)
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

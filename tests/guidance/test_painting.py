@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import pickle
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ import d3s2
 from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.tensors import class_sets, read_images, read_masks, to_uint8
-from d3s2.guidance.losses import FeatureTargets, pixel_losses
-from d3s2.guidance.painting import LossOptions, Recipe, guidance_losses, image_seed, synthesise
+from d3s2.guidance.losses import FeatureTargets, LossOptions, guidance_losses, pixel_losses
+from d3s2.guidance.painting import RECORD, Painter, Recipe, generate, image_seed, synthesise
 from d3s2.guidance.quality import class_mean_losses, ignore_doubtful
 from d3s2.guidance.sampler import Guidance, initial_noise
 from d3s2.models.generator import LayoutGenerator, LayoutUNet, noise_schedule, save_half
@@ -38,17 +39,14 @@ def dataset(tmp_path_factory) -> SegmentationDataset:
 
 
 @pytest.fixture(scope="module")
-def parts(dataset) -> tuple[LayoutGenerator, ProxySegmenter, FeatureTargets]:
+def painter(dataset) -> Painter:
     torch.manual_seed(0)
     generator = LayoutGenerator(
         LayoutUNet(20, channels=(32, 32), layers=1).eval().requires_grad_(False), noise_schedule()
     )
     proxy = ProxySegmenter(20, channels=(8, 16)).eval().requires_grad_(False)
-    return (
-        generator,
-        proxy,
-        FeatureTargets.from_moments(feature_statistics(dataset, proxy, progress=False)),
-    )
+    moments = feature_statistics(dataset, proxy, progress=False)
+    return Painter(generator, proxy, FeatureTargets.from_moments(moments))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -57,10 +55,12 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_distilled_folder_is_an_ordinary_dataset_with_a_record_per_image(dataset, parts, tmp_path):
+def test_distilled_folder_is_an_ordinary_dataset_with_a_record_per_image(
+    dataset, painter, tmp_path
+):
     done = []
     made = synthesise(
-        *parts, dataset, [4, 1, 5], tmp_path, RECIPE, progress=lambda *a: done.append(a)
+        painter, dataset, [4, 1, 5], tmp_path, RECIPE, progress=lambda *a: done.append(a)
     )
     assert done == [(2, 3), (3, 3)] and sorted(made.ids) == sorted(
         dataset.ids[i] for i in (4, 1, 5)
@@ -78,23 +78,23 @@ def test_distilled_folder_is_an_ordinary_dataset_with_a_record_per_image(dataset
     )
 
 
-def test_a_broken_run_goes_on_to_the_same_bytes_and_keeps_what_is_there(dataset, parts, tmp_path):
-    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "whole", RECIPE)
-    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "broken", RECIPE)
+def test_a_broken_run_goes_on_to_the_same_bytes_and_keeps_what_is_there(dataset, painter, tmp_path):
+    synthesise(painter, dataset, [0, 1, 2, 3, 4], tmp_path / "whole", RECIPE)
+    synthesise(painter, dataset, [0, 1, 2, 3, 4], tmp_path / "broken", RECIPE)
     (tmp_path / "broken" / "card.json").unlink()
     (tmp_path / "broken" / "records" / f"{dataset.ids[3]}.json").unlink()
     (tmp_path / "broken" / "train" / "images" / f"{dataset.ids[3]}.png").write_bytes(b"half")
     kept = tmp_path / "broken" / "train" / "images" / f"{dataset.ids[0]}.png"
     before = kept.stat().st_mtime_ns
-    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "broken", RECIPE)
+    synthesise(painter, dataset, [0, 1, 2, 3, 4], tmp_path / "broken", RECIPE)
     assert (
         tree(tmp_path / "broken") == tree(tmp_path / "whole") and kept.stat().st_mtime_ns == before
     )
 
 
-def test_another_seed_gives_other_images_of_the_same_masks(dataset, parts, tmp_path):
-    first = synthesise(*parts, dataset, [0], tmp_path / "a", RECIPE)
-    second = synthesise(*parts, dataset, [0], tmp_path / "b", Recipe(seed=1, steps=4, group=2))
+def test_another_seed_gives_other_images_of_the_same_masks(dataset, painter, tmp_path):
+    first = synthesise(painter, dataset, [0], tmp_path / "a", RECIPE)
+    second = synthesise(painter, dataset, [0], tmp_path / "b", Recipe(seed=1, steps=4, group=2))
     assert not np.array_equal(first.read_image(0), second.read_image(0))
     np.testing.assert_array_equal(first.read_labels(0), second.read_labels(0))
 
@@ -144,7 +144,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
     ],
     ids=["default", "stochastic", "options"],
 )
-def test_batch_size_order_and_shards_change_no_byte_of_an_image(dataset, parts, tmp_path, recipe):
+def test_batch_size_order_and_shards_change_no_byte_of_an_image(dataset, painter, tmp_path, recipe):
     ways = (
         ("whole", 5, [[0, 1, 2, 3, 4]]),
         ("alone", 1, [[4, 2, 3, 1, 0]]),
@@ -153,7 +153,7 @@ def test_batch_size_order_and_shards_change_no_byte_of_an_image(dataset, parts, 
     for name, group, shards in ways:
         for shard in shards:
             synthesise(
-                *parts, dataset, shard, tmp_path / name, replace(recipe, group=group, steps=2)
+                painter, dataset, shard, tmp_path / name, replace(recipe, group=group, steps=2)
             )
     assert len(pictures(tmp_path / "whole")) == 10
     assert (
@@ -167,22 +167,22 @@ SET = replace(RECIPE, steps=2, losses=LossOptions(scope="set", renew=2))
 
 
 def test_the_set_scope_remembers_and_goes_on_to_the_same_bytes_in_any_groups(
-    dataset, parts, tmp_path
+    dataset, painter, tmp_path
 ):
-    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "whole", SET)
-    synthesise(*parts, dataset, [0, 1, 2, 3, 4], tmp_path / "alone", replace(SET, group=1))
+    synthesise(painter, dataset, [0, 1, 2, 3, 4], tmp_path / "whole", SET)
+    synthesise(painter, dataset, [0, 1, 2, 3, 4], tmp_path / "alone", replace(SET, group=1))
     assert pictures(tmp_path / "whole") == pictures(tmp_path / "alone")
     broken = tmp_path / "broken"
     synthesise(
-        *parts, dataset, [0, 1, 2, 3], broken, SET
+        painter, dataset, [0, 1, 2, 3], broken, SET
     )  # a run of five that ended early, in the middle of writing
     (broken / "card.json").unlink()
     (broken / "records" / f"{dataset.ids[3]}.json").unlink()
     (broken / "train" / "labels" / f"{dataset.ids[3]}.png").unlink()
-    synthesise(*parts, dataset, [0, 1, 2, 3, 4], broken, SET)
+    synthesise(painter, dataset, [0, 1, 2, 3, 4], broken, SET)
     assert tree(broken) == tree(tmp_path / "whole")
     synthesise(
-        *parts, dataset, [0, 1, 2, 3, 4], tmp_path / "image", replace(SET, losses=LossOptions())
+        painter, dataset, [0, 1, 2, 3, 4], tmp_path / "image", replace(SET, losses=LossOptions())
     )
     same = [
         pictures(tmp_path / "image")[name] == data
@@ -195,11 +195,11 @@ def test_the_set_scope_remembers_and_goes_on_to_the_same_bytes_in_any_groups(
 
 
 def test_the_best_of_several_tries_is_kept_and_the_tries_are_those_of_fewer(
-    dataset, parts, tmp_path
+    dataset, painter, tmp_path
 ):
     for n in (1, 2, 3):
         synthesise(
-            *parts, dataset, [0, 1, 2], tmp_path / str(n), replace(RECIPE, steps=2, candidates=n)
+            painter, dataset, [0, 1, 2], tmp_path / str(n), replace(RECIPE, steps=2, candidates=n)
         )
     for name in (dataset.ids[i] for i in (0, 1, 2)):
         one, two, three = (
@@ -218,9 +218,10 @@ def test_the_best_of_several_tries_is_kept_and_the_tries_are_those_of_fewer(
         )
 
 
-def test_the_filter_writes_the_labels_it_says(dataset, parts, tmp_path):
-    made = synthesise(*parts, dataset, [0, 1, 2], tmp_path, replace(RECIPE, ignore_margin=1.0))
-    means, proxy = class_mean_losses(parts[1], dataset), parts[1]
+def test_the_filter_writes_the_labels_it_says(dataset, painter, tmp_path):
+    made = synthesise(painter, dataset, [0, 1, 2], tmp_path, replace(RECIPE, ignore_margin=1.0))
+    proxy = painter.proxy
+    means = class_mean_losses(proxy, dataset)
     labels = read_masks(dataset, [dataset.ids.index(name) for name in made.ids])
     expected = ignore_doubtful(
         pixel_losses(proxy(read_images(made, range(3))).logits, labels), labels, means, 1.0
@@ -233,6 +234,125 @@ def test_the_filter_writes_the_labels_it_says(dataset, parts, tmp_path):
     for record in records:
         right = sum(right for right, _ in record["class_pixels"].values())
         assert right / 64**2 == pytest.approx(record["proxy_agreement"], abs=1e-6)
+
+
+# -------------------------------------------------------------------------- what is handed in
+def redness(proxy, labels, targets, options, memory):
+    """A loss of another method: no proxy, the mean of the red channel."""
+
+    def losses(images):
+        return {"red": images[:, 0].flatten(1).mean(1)}
+
+    return losses
+
+
+def by_redness(proxy, targets, images, labels):
+    """A judge of another method."""
+    return {"red": [float(value) for value in images[:, 0].flatten(1).mean(1)]}
+
+
+@dataclass(frozen=True)
+class ConstantNoise:
+    """Start noise of another method, which knows the masks by name."""
+
+    level: dict[str, float]
+
+    def __call__(self, ids, seeds, shape):
+        batch = torch.stack([torch.full(shape, self.level[name]) for name in ids])
+        return lambda: batch
+
+
+def records(folder: Path, ids) -> list[dict]:
+    return [json.loads((folder / "records" / f"{name}.json").read_text()) for name in ids]
+
+
+def test_a_loss_that_is_handed_in_steers_and_nothing_else_does(dataset, painter, tmp_path):
+    red = replace(painter, losses=redness)
+    made = {}
+    for scale in (0.5, -0.5):
+        recipe = replace(RECIPE, guidance=Guidance({"red": scale}, window=(0, 1)))
+        made[scale] = synthesise(red, dataset, [0, 1], tmp_path / str(scale), recipe)
+    for k in range(2):
+        less = made[0.5].read_image(k)[..., 0].mean()
+        more = made[-0.5].read_image(k)[..., 0].mean()
+        assert more > less + 5
+    with pytest.raises(D3S2Error, match=r"'segmentation', but the losses are \['red'\]"):
+        synthesise(red, dataset, [0], tmp_path / "other", RECIPE)
+
+
+def test_the_numbers_of_a_judge_that_is_handed_in_land_in_records_and_card(
+    dataset, painter, tmp_path
+):
+    made = synthesise(replace(painter, judge=by_redness), dataset, [4, 1, 5], tmp_path, RECIPE)
+    red = [float(read_images(made, [k])[:, 0].mean()) for k in range(3)]
+    found = records(tmp_path, made.ids)
+    assert [record["red"] for record in found] == pytest.approx(red, abs=1e-5)
+    assert set(found[0]) == {*RECORD, "red"}
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert list(card["mean_quality"]) == ["red"]
+    assert card["mean_quality"]["red"] == pytest.approx(np.mean(red), abs=1e-5)
+
+
+def test_the_best_of_several_tries_is_that_of_the_judge_handed_in(dataset, painter, tmp_path):
+    def stubborn(proxy, targets, images, labels):
+        asked.append(1)
+        return {"segmentation_loss": [1.0 / len(asked)] * len(images)}
+
+    asked = []
+    recipe = replace(RECIPE, candidates=3, steps=2)
+    made = synthesise(replace(painter, judge=stubborn), dataset, [0, 1], tmp_path / "last", recipe)
+    assert [record["candidate"] for record in records(tmp_path / "last", made.ids)] == [2, 2]
+    with pytest.raises(D3S2Error, match="the judge gives segmentation_loss"):
+        synthesise(
+            replace(painter, judge=stubborn),
+            dataset,
+            [0],
+            tmp_path / "other",
+            replace(recipe, score="feature_loss"),
+        )
+
+
+def test_a_judge_without_a_score_will_do_where_nothing_is_chosen(dataset, painter, tmp_path):
+    def silent(proxy, targets, images, labels):
+        return {}
+
+    made = synthesise(replace(painter, judge=silent), dataset, [0], tmp_path, RECIPE)
+    assert set(records(tmp_path, made.ids)[0]) == set(RECORD)
+    assert json.loads((tmp_path / "card.json").read_text())["mean_quality"] == {}
+
+
+def test_start_noise_that_is_handed_in_is_what_images_start_from(dataset, painter):
+    labels = read_masks(dataset, [0, 0])
+    first = dataset.ids[0]
+    unguided = Recipe(steps=4)
+
+    def paint(levels):
+        start = replace(painter, noise=ConstantNoise(levels))
+        return generate(start, labels, list(levels), unguided)
+
+    one = paint({first: 0.3, "other": -0.3})
+    assert (one[0] - one[1]).abs().max() > 0.01
+    torch.testing.assert_close(paint({first: 0.3, "other": 0.3})[1], one[0])
+    assert not torch.equal(generate(painter, labels[:1], [first], unguided)[0], one[0])
+
+
+def test_a_painter_with_parts_of_another_method_travels_by_pickle(dataset, painter):
+    noise = ConstantNoise({dataset.ids[0]: 0.3})
+    for before in (
+        painter,
+        replace(painter, losses=redness, judge=by_redness, noise=noise),
+    ):
+        after = pickle.loads(pickle.dumps(before))  # noqa: S301 - our own bytes
+        assert (after.losses, after.judge, after.noise) == (
+            before.losses,
+            before.judge,
+            before.noise,
+        )
+        labels = read_masks(dataset, [0])
+        images = [
+            generate(who, labels, dataset.ids[:1], Recipe(steps=2)) for who in (before, after)
+        ]
+        assert torch.equal(*images)
 
 
 @pytest.mark.parametrize(
@@ -249,20 +369,23 @@ def test_bad_recipes_are_named(make, message):
         make()
 
 
-def test_a_layer_that_the_proxy_lacks_is_named(dataset, parts):
+def test_a_layer_that_the_proxy_lacks_is_named(dataset, painter):
     with pytest.raises(D3S2Error, match="no layer 'encoder9'"):
         guidance_losses(
-            parts[1], read_masks(dataset, [0]), parts[2], LossOptions(layers=("encoder9",))
+            painter.proxy,
+            read_masks(dataset, [0]),
+            painter.targets,
+            LossOptions(layers=("encoder9",)),
         )
 
 
-def test_bad_selections_and_a_foreign_generator_are_refused(dataset, parts, tmp_path):
+def test_bad_selections_and_a_foreign_generator_are_refused(dataset, painter, tmp_path):
     for indices in ([], [1, 1]):
         with pytest.raises(D3S2Error, match="masks selected"):
-            synthesise(*parts, dataset, indices, tmp_path, RECIPE)
+            synthesise(painter, dataset, indices, tmp_path, RECIPE)
     foreign = LayoutGenerator(LayoutUNet(7, channels=(32, 32), layers=1), noise_schedule())
     with pytest.raises(D3S2Error, match="knows 7 classes"):
-        synthesise(foreign, *parts[1:], dataset, [0], tmp_path, RECIPE)
+        synthesise(replace(painter, generator=foreign), dataset, [0], tmp_path, RECIPE)
 
 
 def test_pixels_round_trip():
@@ -275,8 +398,8 @@ def test_class_sets_name_exactly_the_classes_present():
     assert class_sets(labels, 4).tolist() == [[1, 0, 1, 0], [0, 0, 0, 0]]
 
 
-def test_a_dropped_condition_hides_the_layout(parts):
-    unet, x = parts[0].unet, torch.randn(2, 3, 64, 64)
+def test_a_dropped_condition_hides_the_layout(painter):
+    unet, x = painter.generator.unet, torch.randn(2, 3, 64, 64)
     a, b = torch.zeros(2, 64, 64, dtype=torch.int64), torch.ones(2, 64, 64, dtype=torch.int64)
     t = torch.tensor(500)
     assert not torch.allclose(unet(x, t, a, None), unet(x, t, b, None))
@@ -360,37 +483,28 @@ class Greedy(torch.nn.Module):
         return self.inner(images, *rest, **named)
 
 
-def test_out_of_memory_says_what_to_lower(dataset, parts, tmp_path):
-    generator, proxy, targets = parts
-    greedy = LayoutGenerator(Greedy(generator.unet, 0), generator.scheduler)
+def greedy(painter: Painter, most: int) -> Painter:
+    generator = painter.generator
+    return replace(
+        painter, generator=LayoutGenerator(Greedy(generator.unet, most), generator.scheduler)
+    )
+
+
+def test_out_of_memory_says_what_to_lower(dataset, painter, tmp_path):
     said = {
         "stop": "for 2 images at once: lower sampling_batch",
         "halve": "for a single image: take vae_memory",
     }
     for choice, words in said.items():
         with pytest.raises(D3S2Error, match=words):
-            synthesise(
-                greedy, proxy, targets, dataset, [0, 1], tmp_path, RECIPE, out_of_memory=choice
-            )
+            synthesise(greedy(painter, 0), dataset, [0, 1], tmp_path, RECIPE, out_of_memory=choice)
 
 
-def test_halved_groups_make_the_same_files(dataset, parts, tmp_path):
-    generator, proxy, targets = parts
-    greedy = LayoutGenerator(
-        Greedy(generator.unet, 4), generator.scheduler
-    )  # two and three are padded to four
+def test_halved_groups_make_the_same_files(dataset, painter, tmp_path):
     recipe = replace(RECIPE, group=5)
-    synthesise(generator, proxy, targets, dataset, range(5), tmp_path / "whole", recipe)
-    synthesise(
-        greedy,
-        proxy,
-        targets,
-        dataset,
-        range(5),
-        tmp_path / "halved",
-        recipe,
-        out_of_memory="halve",
-    )
+    synthesise(painter, dataset, range(5), tmp_path / "whole", recipe)
+    small = greedy(painter, 4)  # two and three are padded to four
+    synthesise(small, dataset, range(5), tmp_path / "halved", recipe, out_of_memory="halve")
     files = sorted(
         path.relative_to(tmp_path / "whole")
         for path in (tmp_path / "whole").rglob("*")

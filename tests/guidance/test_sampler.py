@@ -27,6 +27,7 @@ not built
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 
@@ -37,13 +38,16 @@ from d3s2.core.errors import D3S2Error
 from d3s2.data.tensors import class_sets
 from d3s2.guidance.losses import FeatureTargets, feature_matching, segmentation_consistency
 from d3s2.guidance.sampler import (
+    Denoiser,
     Guidance,
     NoiseStream,
+    Timestep,
     _combine,
-    _predict,
     finish,
     initial_noise,
+    predict,
     sample,
+    schedule,
     timesteps,
 )
 from d3s2.models.generator import LayoutGenerator, LayoutUNet, noise_schedule
@@ -70,6 +74,11 @@ def tiny() -> LayoutGenerator:
 def start() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     labels = torch.randint(0, 4, (3, 16, 16), generator=torch.Generator().manual_seed(1))
     return initial_noise([5, 6, 7], (3, 16, 16)).double(), labels, class_sets(labels, 4).double()
+
+
+def at(t: int) -> Timestep:
+    """A first step from t; predictions do not ask where it goes."""
+    return Timestep(0, t, ALPHA[t], 1.0)
 
 
 def toy(unet) -> LayoutGenerator:
@@ -178,7 +187,7 @@ def test_norm_mode_does_not_know_the_unit_of_a_loss_and_has_the_stated_length(ti
 
     scaled = next(sample(tiny, *start, steps=10, guidance=guidance, losses=thousandfold))
     torch.testing.assert_close(step.gradient, scaled.gradient, rtol=1e-8, atol=0)
-    eps, _, _ = _predict(tiny, start[0], 900, ALPHA[900], start[1], start[2], Guidance(), None, 0)
+    eps = predict(Denoiser(tiny, *start[1:]), start[0], at(900)).eps
     expected = 0.2 * math.sqrt(1 - ALPHA[900]) * eps.flatten(1).norm(dim=1)
     torch.testing.assert_close(step.gradient.flatten(1).norm(dim=1), expected)
 
@@ -190,29 +199,18 @@ def test_detach_equals_full_when_the_noise_prediction_is_constant(start):
     def unet(x, t, layout, classes):  # v that makes eps = fixed for every x
         return (fixed - math.sqrt(1 - a) * x) / math.sqrt(a)
 
-    found = [
-        _predict(
-            toy(unet),
-            start[0],
-            500,
-            a,
-            None,
-            None,
-            Guidance({"bright": 1.0}, mode="raw", jacobian=j),
-            lambda x: {"bright": (x**3).flatten(1).mean(1)},
-            0,
-        )[2].gradients["bright"]
-        for j in ("detach", "full")
-    ]
-    torch.testing.assert_close(found[0], found[1])
+    def cube(images):
+        return {"bright": (images**3).flatten(1).mean(1)}
+
+    rules = [Guidance({"bright": 1.0}, mode="raw", jacobian=form) for form in ("detach", "full")]
+    found = [predict(Denoiser(toy(unet)), start[0], at(500), rule, cube) for rule in rules]
+    torch.testing.assert_close(found[0].gradients, found[1].gradients)
 
 
 def test_detach_is_not_full_when_the_noise_prediction_moves(tiny, start):
     rules = [Guidance({"bright": 1.0}, jacobian=jacobian) for jacobian in ("detach", "full")]
-    found = [
-        _predict(tiny, start[0], 500, ALPHA[500], start[1], start[2], rule, brightness, 0)[2]
-        for rule in rules
-    ]
+    denoiser = Denoiser(tiny, *start[1:])
+    found = [predict(denoiser, start[0], at(500), rule, brightness) for rule in rules]
     assert not torch.allclose(found[0].gradients["bright"], found[1].gradients["bright"], rtol=1e-2)
 
 
@@ -226,18 +224,11 @@ def test_full_jacobian_agrees_with_finite_differences_on_a_linear_denoiser():
         return ((math.sqrt(a) * z - math.sqrt(1 - a) * generator.unet(z, 0, None, None)) ** 3).sum()
 
     guidance = Guidance({"cube": 1.0}, mode="raw", jacobian="full")
-    step = _predict(
-        generator,
-        x,
-        500,
-        a,
-        None,
-        None,
-        guidance,
-        lambda im: {"cube": (im**3).flatten(1).sum(1)},
-        0,
-    )[2]
-    gradient = step.gradients["cube"]
+
+    def cube(images):
+        return {"cube": (images**3).flatten(1).sum(1)}
+
+    gradient = predict(Denoiser(generator), x, at(500), guidance, cube).gradients["cube"]
     for k in range(12):
         h = torch.zeros(12, dtype=torch.float64)
         h[k] = 1e-5
@@ -335,7 +326,7 @@ def test_clipping_bounds_the_length_and_keeps_the_direction(tiny, start):
         for c in (100.0, 0.05, 0.0)
     )
     assert torch.equal(loose.gradient, free.gradient)
-    eps, _, _ = _predict(tiny, start[0], 900, ALPHA[900], start[1], start[2], Guidance(), None, 0)
+    eps = predict(Denoiser(tiny, *start[1:]), start[0], at(900)).eps
     torch.testing.assert_close(
         tight.gradient.flatten(1).norm(dim=1), 0.05 * eps.flatten(1).norm(dim=1)
     )
@@ -385,7 +376,8 @@ def test_both_losses_steer_by_their_true_gradient(jacobian):
         proxy(torch.randn(2, 3, 16, 16, dtype=torch.float64)).features, labels.expand(2, -1, -1)
     )
     targets = FeatureTargets.from_moments(moments, dtype=torch.float64)
-    eps, _, _ = _predict(generator, x, 500, a, labels, None, Guidance(), None, 0)
+    denoiser = Denoiser(generator, labels)
+    eps = predict(denoiser, x, at(500)).eps
 
     def losses(images):
         output = proxy(images)
@@ -395,15 +387,11 @@ def test_both_losses_steer_by_their_true_gradient(jacobian):
         }
 
     def value(z, name):
-        noise = (
-            eps
-            if jacobian == "detach"
-            else _predict(generator, z, 500, a, labels, None, Guidance(), None, 0)[0]
-        )
+        noise = eps if jacobian == "detach" else predict(denoiser, z, at(500)).eps
         return losses(((z - math.sqrt(1 - a) * noise) / math.sqrt(a)).clamp(-1, 1))[name].item()
 
     guidance = Guidance({"segmentation": 1.0, "feature": 1.0}, jacobian=jacobian)
-    found = _predict(generator, x, 500, a, labels, None, guidance, losses, 0)[2].gradients
+    found = predict(denoiser, x, at(500), guidance, losses).gradients
     for seed, name in ((1, "segmentation"), (2, "feature")):
         step = 1e-6 * torch.randn(
             x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
@@ -461,6 +449,30 @@ def test_a_run_to_its_end_keeps_no_step_but_the_last(tiny, start):
 
     assert finish(watched()).index == 9
     assert most <= 3  # the last one, the one being made, and what the loop still names
+
+
+def test_the_numbered_schedule_goes_from_pure_noise_to_the_clean_image_without_a_gap():
+    numbered = schedule(10, ALPHA)
+    assert [at.index for at in numbered] == list(range(10))
+    assert [at.t for at in numbered] == timesteps(10)
+    assert [at.a_t for at in numbered] == [ALPHA[t] for t in timesteps(10)]
+    for here, there in itertools.pairwise(numbered):
+        assert here.a_next == there.a_t > here.a_t
+    assert numbered[-1].a_next == 1.0
+
+
+def test_a_denoiser_mixes_the_free_and_the_conditioned_prediction_and_asks_once_where_it_can(start):
+    noise, layout, classes = start
+    asked = []
+
+    def unet(x, t, layout, classes):
+        asked.append((int(t), layout, classes))
+        return torch.full_like(x, 1.0 if layout is None else 5.0)
+
+    values = [Denoiser(toy(unet), layout, classes, w).v(noise, 300).unique() for w in (0, 1, 2.5)]
+    assert [float(value) for value in values] == [1.0, 5.0, 1 + 2.5 * 4]
+    conditioned, free = (300, layout, classes), (300, None, None)
+    assert asked == [conditioned, free, conditioned, conditioned, free]
 
 
 def test_window_counts_its_steps(tiny, start):

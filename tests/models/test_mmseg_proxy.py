@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from tiny_mmseg import CONFIG
 
 from d3s2.core.errors import D3S2Error
-from d3s2.guidance.losses import FeatureTargets
-from d3s2.guidance.painting import guidance_losses
+from d3s2.guidance.losses import FeatureTargets, guidance_losses
 from d3s2.models.mmseg_proxy import (
     MmsegProxy,
     build,

@@ -22,9 +22,18 @@ from d3s2.data.folder import write_classes
 from d3s2.data.opening import open_dataset
 from d3s2.data.scenes import scenes_classes
 from d3s2.data.tensors import class_sets
-from d3s2.guidance.losses import FeatureTargets
-from d3s2.guidance.painting import Recipe, guidance_losses, synthesise
-from d3s2.guidance.sampler import Guidance, NoiseStream, _predict, finish, initial_noise, sample
+from d3s2.guidance.losses import FeatureTargets, guidance_losses
+from d3s2.guidance.painting import Painter, Recipe, synthesise
+from d3s2.guidance.sampler import (
+    Denoiser,
+    Guidance,
+    NoiseStream,
+    Timestep,
+    finish,
+    initial_noise,
+    predict,
+    sample,
+)
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.models.stable_diffusion import (
     DiffusionOptions,
@@ -120,9 +129,8 @@ def test_cfg_scale_1_is_the_conditional_prediction_and_0_the_free_one(tiny, star
     conditional, free = tiny.unet(noise, t, layout, classes), tiny.unet(noise, t, layout, None)
     a = tiny.unet.alpha_bars[500]
     for scale, v in ((1.0, conditional), (0.0, free), (3.0, free + 3 * (conditional - free))):
-        eps, _, _ = _predict(
-            tiny, noise, 500, a, layout, classes, Guidance(cfg_scale=scale), None, 0
-        )
+        denoiser = Denoiser(tiny, layout, classes, scale)
+        eps = predict(denoiser, noise, Timestep(0, 500, a, 1.0)).eps
         torch.testing.assert_close(eps, a**0.5 * v + (1 - a) ** 0.5 * noise, rtol=1e-5, atol=1e-5)
     assert (conditional - free).abs().max() > 1e-3
     assert (
@@ -200,7 +208,9 @@ def test_gradient_is_that_of_finite_differences_in_float64(options, start, jacob
         return smooth(model.decode((z - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-1, 1))["red"].sum()
 
     guidance = Guidance({"red": 1.0}, jacobian=jacobian)
-    gradient = _predict(model, x, 400, a, layout, classes, guidance, smooth, 0)[2].gradients["red"]
+    at = Timestep(0, 400, a, 1.0)
+    found = predict(Denoiser(model, layout, classes), x, at, guidance, smooth)
+    gradient = found.gradients["red"]
     for seed in range(3):
         direction = torch.randn(
             x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
@@ -223,8 +233,9 @@ def test_losses_and_gradients_are_float32_with_networks_in_half_precision(
         return {"red": 1e-4 * redness(images)["red"]}
 
     guidance, a = Guidance({"red": 1.0}, jacobian=jacobian), tiny.unet.alpha_bars[300]
+    at = Timestep(0, 300, a, 1.0)
     found = [
-        _predict(model, start[0], 300, a, *start[1:], guidance, faint, 0)[2].gradients["red"]
+        predict(Denoiser(model, *start[1:]), start[0], at, guidance, faint).gradients["red"]
         for model in (half, tiny)
     ]
     assert (
@@ -242,8 +253,9 @@ def test_saving_memory_changes_no_gradient(options, tiny, start):
     plain = load_stable_diffusion(replace(options, checkpointing=False, vae="whole"), NAMES, COLORS)
     assert not plain.vae.decoder.gradient_checkpointing and tiny.vae.decoder.gradient_checkpointing
     guidance = Guidance({"red": 1.0}, jacobian="full")
+    at = Timestep(0, 300, 0.5, 1.0)
     found = [
-        _predict(model, start[0], 300, 0.5, *start[1:], guidance, redness, 0)[2].gradients["red"]
+        predict(Denoiser(model, *start[1:]), start[0], at, guidance, redness).gradients["red"]
         for model in (tiny, plain)
     ]
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-7)
@@ -297,7 +309,8 @@ def test_a_distilled_set_is_made_and_resumed(dataset, options, tmp_path):
         guidance=Guidance({"segmentation": 0.1, "feature": 0.1}, window=(0, 1), cfg_scale=2.0),
         group=2,
     )
-    made = synthesise(generator, proxy, targets, dataset, [2, 0, 3], tmp_path, recipe)
+    painter = Painter(generator, proxy, targets)
+    made = synthesise(painter, dataset, [2, 0, 3], tmp_path, recipe)
     assert sorted(made.ids) == sorted(dataset.ids[i] for i in (2, 0, 3)) and made.read_image(
         0
     ).shape == (64, 64, 3)
@@ -308,7 +321,7 @@ def test_a_distilled_set_is_made_and_resumed(dataset, options, tmp_path):
     before = [path.read_bytes() for path in lost]
     for path in lost:
         path.unlink()
-    synthesise(generator, proxy, targets, dataset, [2, 0, 3], tmp_path, recipe)
+    synthesise(painter, dataset, [2, 0, 3], tmp_path, recipe)
     assert [path.read_bytes() for path in lost] == before
     losses = guidance_losses(proxy, torch.zeros(1, 64, 64, dtype=torch.long), targets)
     assert losses(torch.zeros(1, 3, 64, 64))["segmentation"].dtype == torch.float32
@@ -316,7 +329,7 @@ def test_a_distilled_set_is_made_and_resumed(dataset, options, tmp_path):
 
 def test_a_generator_for_other_classes_is_a_sentence(dataset, tiny, tmp_path):
     with pytest.raises(D3S2Error, match="knows 4 classes"):
-        synthesise(tiny, None, None, dataset, [0], tmp_path, Recipe())
+        synthesise(Painter(tiny, None, None), dataset, [0], tmp_path, Recipe())
 
 
 # ------------------------------------------------------------------------------------ what is amiss
