@@ -2,7 +2,7 @@
 # make test   sets up on first use, then all tests, the notebooks included
 # make unit   the tests that start no processes and no notebooks, under two minutes
 # make lab    JupyterLab on the notebooks
-# make lint   ruff over the code and the notebooks
+# make lint   one layout (ruff format), ruff over code and notebooks, and the contracts of imports
 # make clean  removes the virtual environment and caches; runs/ and data/ stay
 
 .PHONY: run test unit lab lint clean setup
@@ -21,7 +21,9 @@ lab: setup
 	@.venv/bin/python -m jupyterlab --notebook-dir=notebooks $(ARGS)
 
 lint: setup
+	@.venv/bin/ruff format --check d3s2 tests
 	@.venv/bin/ruff check $(ARGS)
+	@.venv/bin/lint-imports
 
 setup:
 	@./install.sh

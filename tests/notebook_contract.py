@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 from papermill import inspect_notebook
 
-from d3s2.runs import config
+from d3s2.runs.parameters import FIELDS
 from d3s2.runs.notebooks import assigned_names
 
 MAX_BYTES = 500_000
@@ -100,7 +100,7 @@ def parameters(path: Path, notebook: Notebook) -> Iterator[str]:
         yield f"{len(names)} parameters"
     for name in {"profile", "run_dir"} - set(names):
         yield f"no parameter {name}"
-    for name in set(names) - set(config.FIELDS):
+    for name in set(names) - set(FIELDS):
         yield f"parameter {name} is not in Settings"
     if set(inspect_notebook(str(path))) != set(names):
         found = sorted(inspect_notebook(str(path)))
@@ -115,8 +115,27 @@ def parameters(path: Path, notebook: Notebook) -> Iterator[str]:
             node.value, ast.Constant
         ):
             yield f"parameter that is no scalar: {ast.unparse(node)}"
-    if not any("config.resolve(globals()" in cell.source for cell in code_cells(notebook)):
-        yield "config.resolve(globals()) is not called"
+    begin = ", begin=True" if path.name.startswith("00") else ""
+    if not any(f"open_run(globals(){begin})" in cell.source for cell in code_cells(notebook)):
+        yield f"open_run(globals(){begin}) is not called"
+
+
+OWN_ROOM = {"00": "runs", "01": "statistics", "02": "selection", "03": "guidance", "04": "training"}
+"""The room of each chapter's code; appendices have `studies`."""
+MOST_OTHER_ROOMS = 3
+
+
+def rooms(path: Path, notebook: Notebook) -> Iterator[str]:
+    """What a chapter needs of d3s2 comes from its own room and few others."""
+    found = set()
+    for cell in code_cells(notebook):
+        for line in cell.source.splitlines():
+            if match := re.match(r"\s*from d3s2(?:\.(\w+))?[\w.]* import (\w+)", line):
+                found.add(match[1] or match[2])
+    others = found - {OWN_ROOM.get(path.name[:2], "studies")}
+    most = MOST_OTHER_ROOMS if path.name[0].isdigit() else 2 * MOST_OTHER_ROOMS
+    if len(others) > most:
+        yield f"imports from {len(others)} other rooms: {', '.join(sorted(others))}"
 
 
 def measure(path: Path, notebook: Notebook) -> Iterator[str]:
@@ -219,6 +238,7 @@ RULES: tuple[Callable[[Path, Notebook], Iterator[str]], ...] = (
     header,
     links,
     parameters,
+    rooms,
     measure,
     teaching,
     outputs,

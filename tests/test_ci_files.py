@@ -54,7 +54,9 @@ def test_the_workflow_lints_tests_builds_and_keeps_the_notebooks() -> None:
     )
     said = [" ".join(command) for command in commands()]
     for wanted in (
+        "ruff format --check",
         "ruff check",
+        "lint-imports",
         "make test",
         "docker build",
         "d3s2 check",
@@ -106,7 +108,7 @@ def test_its_commands_exist() -> None:
                 == 1
             )
         else:
-            assert words[0] in ("ruff", "hadolint", "install", "pip"), words
+            assert words[0] in ("ruff", "lint-imports", "hadolint", "install", "pip"), words
     assert places.home() / "runs" / "smoke" == Path(
         config.resolve({"profile": "smoke"}, remember=False).run_dir
     )
@@ -115,7 +117,15 @@ def test_its_commands_exist() -> None:
 # -------------------------------------------------------------------------------------------- hooks
 def test_hooks_use_what_the_project_has_pinned() -> None:
     found = hooks()
-    assert found.keys() == {"ruff", "notebooks", "dockerfile", "no-big-files", "yaml"}
+    assert found.keys() == {
+        "ruff",
+        "layout",
+        "imports",
+        "notebooks",
+        "dockerfile",
+        "no-big-files",
+        "yaml",
+    }
     for hook in found.values():
         pins = hook.get("additional_dependencies", [])
         assert all(re.fullmatch(r"[\w-]+==[\d.]+", pin) for pin in pins)

@@ -15,25 +15,32 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_version(*modules: str) -> str:
-    """SHA-256 over the sources of these modules of d3s2 and of all they import from d3s2, directly
-    or not.
+    """SHA-256 over the sources of these modules of d3s2 and of all they import from d3s2.
 
     Names are given inside the package ("selection", "data.scenes") or in full. Imports are read
     from the syntax tree, those inside functions too; so editing `plots` leaves a stage valid whose
-    modules never import it. The package's own `__init__` (only the version number) does not count.
+    modules never import it. Raises D3S2Error for a module that there is not.
     """
-    sources: dict[str, str] = {}
+    return hashlib.sha256(json.dumps(sources(*modules), sort_keys=True).encode()).hexdigest()
+
+
+def sources(*modules: str) -> dict[str, str]:
+    """The source of these modules and of all that they import from d3s2, by full name.
+
+    The package's own `__init__` (only the version number) does not count.
+    """
+    found: dict[str, str] = {}
     waiting = ["d3s2." + name.removeprefix("d3s2.") for name in modules]
     while waiting:
         name = waiting.pop()
-        if name in sources or name == "d3s2":
+        if name in found or name == "d3s2":
             continue
         path = _source_file(name)
         if path is None:
             raise D3S2Error(f"There is no module {name!r}, whose version a stage asks for.")
-        sources[name] = path.read_text(encoding="utf-8")
-        waiting += _imports(name, ast.parse(sources[name]), path.name == "__init__.py")
-    return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
+        found[name] = path.read_text(encoding="utf-8")
+        waiting += _imports(name, ast.parse(found[name]), path.name == "__init__.py")
+    return found
 
 
 def is_module(name: str) -> bool:

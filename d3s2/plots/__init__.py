@@ -12,7 +12,17 @@ from d3s2.plots.charts import (
     gains_curve,
     lines,
 )
-from d3s2.plots.house_style import SERIES, Picture, new_figure, series_color, style
+from d3s2.plots.house_style import (
+    DPI,
+    GRID,
+    INK,
+    SERIES,
+    SOFT,
+    Picture,
+    new_figure,
+    series_color,
+    style,
+)
 from d3s2.plots.pictures import class_legend, colorize, heat_row, image_rows, show_pairs
 from d3s2.plots.training_charts import (
     convergence,
@@ -28,7 +38,11 @@ from d3s2.plots.training_charts import (
 )
 
 __all__ = [
+    "DPI",
+    "GRID",
+    "INK",
     "SERIES",
+    "SOFT",
     "Picture",
     "class_bars",
     "class_distribution",

@@ -65,9 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"d3s2 {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
+    for add in (_add_run, _add_sweep, _add_check, _add_results, _add_lab, _add_fetch, _add_publish):
+        add(commands)
+    return parser
 
+
+def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="execute the notebooks that are not up to date, in order")
     _add_parameters(run)
+    _add_run_dir(run)
     run.add_argument(
         "--from",
         dest="first",
@@ -84,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_places(run)
     run.set_defaults(command=_run)
 
+
+def _add_sweep(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep", help="a run for every point of a grid of parameters, and a table over them"
     )
@@ -104,19 +112,24 @@ def _parser() -> argparse.ArgumentParser:
     _add_places(sweep)
     sweep.set_defaults(command=_sweep)
 
+
+def _add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check", help="say what is installed, and what of the data and weights is missing"
     )
     _add_parameters(check)
+    _add_run_dir(check)
     check.set_defaults(command=_check)
 
+
+def _add_results(commands: Any) -> None:
     results = commands.add_parser("results", help="print the result table of a finished run")
     _add_parameters(results)
+    _add_run_dir(results)
     results.set_defaults(command=_results)
 
-    for command in (run, check, results):
-        command.add_argument("--run-dir", help="folder of the run; default: runs/<profile or file>")
 
+def _add_lab(commands: Any) -> None:
     lab = commands.add_parser(
         "lab", help="JupyterLab on the notebooks; beyond this machine only with a token"
     )
@@ -127,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     lab.add_argument("--allow-root", action="store_true", help="let root start it")
     lab.set_defaults(command=_lab)
 
+
+def _add_fetch(commands: Any) -> None:
     fetch = commands.add_parser(
         "fetch",
         help="fetch a public data set, or a file such as published weights; goes on where it "
@@ -151,13 +166,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.set_defaults(command=_fetch)
 
+
+def _add_publish(commands: Any) -> None:
     publish = commands.add_parser(
         "publish", help="put a run's executed notebooks into notebooks/, fit to commit"
     )
     publish.add_argument("run_dir", type=Path)
     publish.add_argument("--to", type=Path, help="another folder")
     publish.set_defaults(command=_publish)
-    return parser
+
+
+def _add_run_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-dir", help="folder of the run; default: runs/<profile or file>")
 
 
 def _add_parameters(parser: argparse.ArgumentParser) -> None:

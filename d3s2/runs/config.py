@@ -19,7 +19,7 @@ from typing import Any
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json, write_json
 from d3s2.core.places import home
-from d3s2.runs.parameters import FIELDS, Settings, check, listing, typed
+from d3s2.runs.parameters import FIELDS, Settings, check_together, listing, typed
 from d3s2.runs.profiles import PROFILES
 
 PARAMETERS = "D3S2_PARAMETERS"
@@ -52,7 +52,7 @@ def resolve(names: Mapping[str, Any], *, remember: bool = True) -> Settings:
     if values["data_root"]:
         values["data_root"] = str(Path(values["data_root"]).expanduser().absolute())
     settings = Settings(**values)
-    check(settings, PROFILES["scenes"])
+    check_together(settings, PROFILES["scenes"])
     return settings
 
 

@@ -265,7 +265,7 @@ def require_known(names: Iterable[str], known: Iterable[str] = FIELDS) -> None:
         raise D3S2Error(f"There is no parameter {name!r}: {hint}")
 
 
-def check(settings: Settings, defaults: Mapping[str, Any]) -> None:
+def check_together(settings: Settings, defaults: Mapping[str, Any]) -> None:
     """What concerns two parameters at once. defaults: the values of the profile `scenes`.
 
     Raises D3S2Error for a window that ends before it starts, pretrained models for scenes, and a

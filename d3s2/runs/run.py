@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from d3s2.core import machine
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.folder import open_folder
@@ -20,7 +22,7 @@ from d3s2.data.splits import open_splits
 from d3s2.runs import config
 from d3s2.runs.parameters import Settings
 from d3s2.runs.stages import Stage
-from d3s2.selection import Ranking, budget_size
+from d3s2.selection import Ranking, budget_size, random_ranking
 from d3s2.statistics.pixels import PixelCounts
 
 
@@ -81,6 +83,10 @@ class Run:
     def ranking(self, name: str = "greedy") -> Ranking:
         """Chapter 02: all masks in the order in which a rule picked them."""
         return Ranking.load(self.find("selection").folder / f"{name}.npz")
+
+    def random_masks(self, seed: int) -> np.ndarray:
+        """int64[size]: masks of the training split, drawn at random with this seed."""
+        return random_ranking(len(self.train), seed).first(self.size)
 
     @cached_property
     def distilled(self) -> SegmentationDataset:

@@ -28,7 +28,18 @@ from typing import Any
 
 from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
-from d3s2.core.files import digest, explain, read_json, remove, sha256, write_json
+from d3s2.core.files import (
+    digest,
+    explain,
+    read_json,
+    remove,
+    sha256,
+    write_csv,
+    write_json,
+)
+
+__all__ = ["Stage", "read_json", "run_lock", "supersede", "verify", "write_csv", "write_json"]
+"""Files are written and read by the same few functions everywhere; a notebook finds them here."""
 
 MANIFEST, IN_PROGRESS, SUPERSEDED = "manifest.json", "in_progress.json", "superseded"
 STAGE_LOG = "D3S2_STAGE_LOG"

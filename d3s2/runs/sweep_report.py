@@ -18,7 +18,7 @@ from d3s2.core.files import read_json, write_csv, write_text
 SEED = "seed"
 
 
-class Row(NamedTuple):
+class SweepRow(NamedTuple):
     """One line of the table: a point of the grid without its seed, and a training set.
 
     mious: one value (percent) for each finished run.
@@ -59,7 +59,9 @@ def write(
     write_text(folder / "report.html", page(folder, names, header, rows, records))
 
 
-def collect(folder: Path, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[Row]:
+def collect(
+    folder: Path, names: Sequence[str], records: Sequence[Mapping[str, Any]]
+) -> list[SweepRow]:
     """The rows of the table, in the order of the grid; runs without results add nothing."""
     groups: dict[tuple[Any, ...], list[float]] = {}
     for record in records:
@@ -69,10 +71,10 @@ def collect(folder: Path, names: Sequence[str], records: Sequence[Mapping[str, A
         for row in read_json(path)["rows"]:
             key = (tuple(record["parameters"][name] for name in names), row["set"], row["images"])
             groups.setdefault(key, []).append(row["miou_mean"])
-    return [Row(*key, tuple(mious)) for key, mious in groups.items()]
+    return [SweepRow(*key, tuple(mious)) for key, mious in groups.items()]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: SweepRow) -> list[str]:
     deviation = "" if row.deviation is None else f"{row.deviation:.1f}"
     return [
         *map(str, row.values),
@@ -112,7 +114,7 @@ def page(
     folder: Path,
     names: Sequence[str],
     header: Sequence[str],
-    rows: Sequence[Row],
+    rows: Sequence[SweepRow],
     records: Sequence[Mapping[str, Any]],
 ) -> str:
     """The report as one HTML file: nothing in it is loaded from elsewhere; links to notebooks are
@@ -160,7 +162,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
-def _figure(names: Sequence[str], rows: Sequence[Row]) -> str:
+def _figure(names: Sequence[str], rows: Sequence[SweepRow]) -> str:
     """Base64 of a PNG: mean mIoU and deviation of each training set, over the points of the
     grid.
     """

@@ -266,7 +266,7 @@ def join_sets(folders: Sequence[Path], joined: Path) -> Path:
     return joined
 
 
-def measure(
+def measure_arms(
     work: Path,
     out: Path,
     arms: Sequence[str],
@@ -428,7 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             remember=False,
         )
         machine.set_threads(settings.threads)
-        measure(
+        measure_arms(
             options.work, options.out, options.arms, options.seeds, options.distillations, settings
         )
         print(table(read_scores(options.out)[0]))

@@ -78,7 +78,7 @@ def samplers(batch: int, steps: int, device: str) -> dict[str, Callable[[], obje
     return {name: sampler(*variant) for name, variant in VARIANTS.items()}
 
 
-def measure(
+def time_variants(
     names: Sequence[str], batch: int, steps: int, repeats: int, device: str
 ) -> dict[str, float]:
     """Median seconds of each variant; they take turns, after one round that does not count."""
@@ -117,7 +117,7 @@ def report(options: argparse.Namespace) -> str:
         if options.no_memory
         else {name: f"{_peak_in_its_own_process(name, options):8.0f}" for name in names}
     )
-    seconds = measure(names, options.batch, options.steps, options.repeats, device)
+    seconds = time_variants(names, options.batch, options.steps, options.repeats, device)
     conditions = f"{device}, {torch.get_num_threads()} threads, median of {options.repeats}"
     lines = [
         f"{options.batch} images, {options.steps} steps, {conditions}",

@@ -27,7 +27,9 @@ REFERENCE = Path(__file__).parent / "reference" / "full_curve.csv"
 LENGTHS = (1500, 3000, 6000, 12000)
 
 
-def measure(work: Path, out: Path, lengths: Sequence[int], parallel: int, seed: int = 0) -> None:
+def measure_curve(
+    work: Path, out: Path, lengths: Sequence[int], parallel: int, seed: int = 0
+) -> None:
     """Train on all the real scenes for each length; write `out` (CSV) and how it was made
     (JSON).
     """
@@ -95,7 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--parallel", type=int, default=0, help="trainings side by side, 0 = one a core"
     )
     options = parser.parse_args(arguments)
-    return exit_code(lambda: measure(options.work, options.out, options.lengths, options.parallel))
+    return exit_code(
+        lambda: measure_curve(options.work, options.out, options.lengths, options.parallel)
+    )
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def peak(
     return weights / GIB, (weights + live.peak) / GIB
 
 
-def measure(
+def take_step(
     precision: str, jacobian: str, checkpointing: bool, vae_memory: str, size: int, batch: int
 ) -> tuple[float, float]:
     """(seconds, peak in GiB) of one guided step, really taken, in this process, which must not have
@@ -206,7 +206,7 @@ def measure(
 
 def _alone(*arguments: object) -> tuple[float, float]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
+        return pool.submit(take_step, *arguments).result()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,14 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json
 from d3s2.runs import config
 from d3s2.studies import ablation
-from d3s2.studies.ablation import ARMS, Workshop, measure, paired_difference, read_scores, table
+from d3s2.studies.ablation import (
+    ARMS,
+    Workshop,
+    measure_arms,
+    paired_difference,
+    read_scores,
+    table,
+)
 
 SCORES = st.dictionaries(st.integers(0, 9), st.floats(0, 100), min_size=2)
 
@@ -83,7 +90,7 @@ def test_a_measurement_distils_trains_writes_and_does_nothing_twice(
     short = replace(ARMS["d3s2"].recipe, steps=2)
     monkeypatch.setitem(ARMS, "d3s2", replace(ARMS["d3s2"], recipe=short))
     work, out = tmp_path / "work", tmp_path / "ablation.csv"
-    measure(work, out, ["d3s2"], 2, 1, settings)
+    measure_arms(work, out, ["d3s2"], 2, 1, settings)
     made = {
         path: path.stat().st_mtime_ns for path in [*work.rglob("*.png"), *work.rglob("result.json")]
     }
@@ -95,7 +102,9 @@ def test_a_measurement_distils_trains_writes_and_does_nothing_twice(
         and facts["iterations"] == 2
         and facts["command"].endswith("--arms d3s2")
     )
-    measure(work, out, ["random", "d3s2"], 1, 1, settings)  # a second measurement adds to the file
+    measure_arms(
+        work, out, ["random", "d3s2"], 1, 1, settings
+    )  # a second measurement adds to the file
     assert {path: path.stat().st_mtime_ns for path in made} == made
     with open(out, newline="") as stream:
         rows = [(row["arm"], int(row["seed"])) for row in csv.DictReader(stream)]
@@ -105,14 +114,14 @@ def test_a_measurement_distils_trains_writes_and_does_nothing_twice(
     }
     assert read_scores(out)[2] == facts
     with pytest.raises(D3S2Error, match="measured with iterations 2, now it is 3"):
-        measure(work, out, ["random"], 1, 1, replace(settings, iterations=3))
+        measure_arms(work, out, ["random"], 1, 1, replace(settings, iterations=3))
 
 
 @pytest.mark.notebooks  # it trains
 def test_several_images_a_mask_become_one_set(settings, tmp_path, monkeypatch):
     arm = replace(ARMS["d3s2 x 4"], images=2, recipe=replace(ARMS["d3s2 x 4"].recipe, steps=2))
     monkeypatch.setitem(ARMS, "d3s2 x 4", arm)
-    measure(tmp_path / "work", tmp_path / "out.csv", ["d3s2 x 4"], 1, 1, settings)
+    measure_arms(tmp_path / "work", tmp_path / "out.csv", ["d3s2 x 4"], 1, 1, settings)
     (joined,) = (tmp_path / "work" / "sets").glob("*-joined")
     images = {path.stem: path.read_bytes() for path in (joined / "train" / "images").iterdir()}
     labels = {path.stem: path.read_bytes() for path in (joined / "train" / "labels").iterdir()}

@@ -46,7 +46,7 @@ def test_the_step_that_is_counted_can_be_taken_and_has_a_finite_gradient(monkeyp
         case = (precision, jacobian, True, "slicing", 64, 1)
         weights, counted = memory.peak(*case)
         assert 0 < weights < counted
-        memory.measure(*case)  # raises where the gradient is not finite
+        memory.take_step(*case)  # raises where the gradient is not finite
 
 
 def test_the_networks_have_stable_diffusions_published_sizes():
