@@ -147,8 +147,8 @@ def explain(error: OSError, path: Path) -> OSError | D3S2Error:
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return D3S2Error(
-            f"The disk is full: {path} could not be written. Free some space, then run the "
-            "same again."
+            f"The disk is full: {path} could not be written. Free some space, then run the same "
+            "again."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return D3S2Error(

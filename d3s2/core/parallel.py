@@ -100,8 +100,7 @@ def _on_dask(
     except KilledWorker as error:
         raise D3S2Error(
             f"Workers of the cluster {where!r} died again and again over the same item, most "
-            "likely for want of memory: "
-            "give them more, then run the same again."
+            "likely for want of memory: give them more, then run the same again."
         ) from error
     finally:
         client.cancel([*futures, *constants])
@@ -126,9 +125,8 @@ def _client(where: str) -> Any:
         client = Client(target, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise D3S2Error(
-            f"scheduler is {where!r}, which does not answer ({error}): give the address that "
-            "`dask scheduler` prints, "
-            "such as tcp://host:8786, or 'local'."
+            f"scheduler is {where!r}, which does not answer ({error}): give the address that `dask "
+            "scheduler` prints, such as tcp://host:8786, or 'local'."
         ) from error
     atexit.register(client.close)
     return client

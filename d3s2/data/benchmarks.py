@@ -217,8 +217,8 @@ def cocostuff_code(raw: bool) -> MaskCode:
         f"COCO-Stuff's {kind}",
         (
             "take the pixel maps of stuffthingmaps_trainval2017; the panoptic PNGs hold colours, "
-            "the stuff challenge's hold no "
-            "things, and train ids belong into files named <id>_labelTrainIds.png."
+            "the stuff challenge's hold no things, and train ids belong into files named "
+            "<id>_labelTrainIds.png."
         ),
     )
 
@@ -232,7 +232,6 @@ def voc_code() -> MaskCode:
         "PASCAL VOC's list of 21 classes",
         (
             "take the indexed PNGs of SegmentationClass as they are: SegmentationObject numbers "
-            "objects, and RGB copies hold "
-            "colours."
+            "objects, and RGB copies hold colours."
         ),
     )

@@ -37,8 +37,8 @@ def classes_of(name: str) -> tuple[ClassInfo, ...]:
     )
     if path is None or not path.is_file():
         raise D3S2Error(
-            f"The classes of {name} are read from {package}, which is not installed: run make "
-            "run again."
+            f"The classes of {name} are read from {package}, which is not installed: run make run "
+            "again."
         )
     found = _metainfo(path.read_text(encoding="utf-8"))
     pairs = zip(found["classes"], map(tuple, found["palette"]), strict=True)
@@ -47,8 +47,8 @@ def classes_of(name: str) -> tuple[ClassInfo, ...]:
     )  # one of the names ends in a blank
     if len(classes) != count:
         raise D3S2Error(
-            f"{path} lists {len(classes)} classes of {name} instead of {count}: install the "
-            "pinned versions."
+            f"{path} lists {len(classes)} classes of {name} instead of {count}: install the pinned "
+            "versions."
         )
     return classes
 

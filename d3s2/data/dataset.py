@@ -140,9 +140,8 @@ class SegmentationDataset:
             width, height = image.size
         if labels.shape != (height, width):
             raise D3S2Error(
-                f"{self.label_paths[index]} is {labels.shape[1]}x{labels.shape[0]} pixels but "
-                "its image "
-                f"{self.image_paths[index].name} is {width}x{height}: save both at one size."
+                f"{self.label_paths[index]} is {labels.shape[1]}x{labels.shape[0]} pixels but its "
+                f"image {self.image_paths[index].name} is {width}x{height}: save both at one size."
             )
 
 
@@ -198,9 +197,8 @@ def _from_ids(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
     if (labels < 0).any():
         wrong = sorted({int(value) for value in raw[labels < 0]})
         raise D3S2Error(
-            f"mask {path} holds id {', '.join(map(str, wrong[:5]))}, which {code.source} does "
-            "not list: "
-            + (code.remedy or "add the class there, or write 255 (ignore) in the mask.")
+            f"mask {path} holds id {', '.join(map(str, wrong[:5]))}, which {code.source} does not "
+            "list: " + (code.remedy or "add the class there, or write 255 (ignore) in the mask.")
         )
     return labels.astype(np.uint8)
 
@@ -213,8 +211,7 @@ def _from_colors(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
     if wrong:
         raise D3S2Error(
             f"mask {path} holds colour {wrong[0]} (one of {len(wrong)} unknown), which "
-            f"{code.source} does "
-            f"not list: "
+            f"{code.source} does not list: "
             + (
                 code.remedy
                 or "add the colour there; and save masks as PNG, since JPEG changes colours."

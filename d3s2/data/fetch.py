@@ -156,8 +156,8 @@ def _transfer(url: str, part: Path, report: Report) -> None:
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise D3S2Error(
-            f"{url} could not be read ({reason}); {_size(part)} bytes are kept. "
-            "The same command goes on from there."
+            f"{url} could not be read ({reason}); {_size(part)} bytes are kept. The same command "
+            "goes on from there."
         ) from error
 
 
@@ -185,8 +185,8 @@ def _receive(response: HTTPResponse, part: Path, start: int, report: Report) -> 
         _copy(response, stream)
     if total is not None and _size(part) != total:
         raise D3S2Error(
-            f"{part.name.removesuffix('.part')} broke off at {_size(part)} of {total} bytes. "
-            "The same command goes on from there."
+            f"{part.name.removesuffix('.part')} broke off at {_size(part)} of {total} bytes. The "
+            "same command goes on from there."
         )
 
 
@@ -219,8 +219,7 @@ def _verify(path: Path, checksum: str, report: Report) -> None:
             leftover.unlink(missing_ok=True)
         raise D3S2Error(
             f"{path.name.removesuffix('.part')} has {kind} {found} instead of {wanted}: it was "
-            "deleted. "
-            "Fetch it again; if that does not help, its owner has changed it."
+            "deleted. Fetch it again; if that does not help, its owner has changed it."
         )
 
 
@@ -302,15 +301,14 @@ class _Members:
                 )
             if not is_folder and not is_plain:
                 raise D3S2Error(
-                    f"{self.path} holds {name!r}, a link or a device: do not trust it. Nothing "
-                    "was unpacked."
+                    f"{self.path} holds {name!r}, a link or a device: do not trust it. Nothing was "
+                    "unpacked."
                 )
             total += size
         if shutil.disk_usage(folder).free < total:
             raise D3S2Error(
-                f"{folder} has too little room for the {total} bytes of {self.path.name}: "
-                "free some, "
-                "or choose another folder."
+                f"{folder} has too little room for the {total} bytes of {self.path.name}: free "
+                "some, or choose another folder."
             )
 
     def __iter__(self) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:

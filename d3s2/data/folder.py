@@ -66,8 +66,7 @@ def materialise(
         extra = sorted(set(written.ids) - set(dataset.ids))
         raise D3S2Error(
             f"{folder / dataset.split} also holds {len(extra)} images of something else, such as "
-            f"{extra[:1]}: "
-            "choose an empty folder."
+            f"{extra[:1]}: choose an empty folder."
         )
     return replace(written, name=dataset.name)
 
@@ -105,8 +104,8 @@ def read_classes(path: Path) -> tuple[tuple[ClassInfo, ...], MaskCode]:
                 else f"name {name!r}"
             )
             raise D3S2Error(
-                f"{path} line {line} uses {what} again: each class needs its own (255 always "
-                "means ignore)."
+                f"{path} line {line} uses {what} again: each class needs its own (255 always means "
+                "ignore)."
             )
         to_train[number] = colors[color] = IGNORE if ignored else len(classes)
         if not ignored:
@@ -136,8 +135,8 @@ def _class_row(path: Path, line: int, row: dict[str, str]) -> tuple[int, str, tu
         text = (row[column] or "").strip()
         if not text.isdecimal() or int(text) > 255:
             raise D3S2Error(
-                f"{path} line {line}: {column} is {text!r}, it must be a whole number from "
-                "0 to 255."
+                f"{path} line {line}: {column} is {text!r}, it must be a whole number from 0 to "
+                "255."
             )
         values.append(int(text))
     name = (row["name"] or "").strip()

@@ -58,14 +58,14 @@ def pairs(
     alone = sorted(image_files.keys() - label_files.keys())
     if alone:
         raise D3S2Error(
-            f"image {image_files[alone[0]]} has no mask ({len(alone)} such): "
-            f"add {labels / (alone[0] + '.png')} or take the image away."
+            f"image {image_files[alone[0]]} has no mask ({len(alone)} such): add "
+            f"{labels / (alone[0] + '.png')} or take the image away."
         )
     alone = sorted(label_files.keys() - image_files.keys())
     if alone:
         raise D3S2Error(
-            f"mask {label_files[alone[0]]} has no image ({len(alone)} such): "
-            f"add {images / alone[0]}.png (or .jpg) or take the mask away."
+            f"mask {label_files[alone[0]]} has no image ({len(alone)} such): add "
+            f"{images / alone[0]}.png (or .jpg) or take the mask away."
         )
     ids = tuple(sorted(image_files))
     return Pairs(
@@ -87,8 +87,8 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             continue
         if path.stem in files:
             raise D3S2Error(
-                f"{path} and {files[path.stem].name} have the same id {path.stem!r}: keep one "
-                "of them."
+                f"{path} and {files[path.stem].name} have the same id {path.stem!r}: keep one of "
+                "them."
             )
         files[path.stem] = path
     return files

@@ -140,9 +140,7 @@ def _finish(
     if [len(dataset) for dataset in opened] != counts:
         raise D3S2Error(
             f"{folder} holds {[len(dataset) for dataset in opened]} images instead of {counts}: "
-            "move it "
-            f"away, "
-            "it will be made again."
+            "move it away, it will be made again."
         )
     if not _is_prepared(folder):
         os.sync()  # what the images' own writes left to the system

@@ -58,8 +58,8 @@ class LossOptions:
             raise D3S2Error(f"scope is {self.scope!r}: use 'image' or 'set'.")
         if self.renew < 1 or not self.kappa >= 0:
             raise D3S2Error(
-                f"renew is {self.renew} and kappa {self.kappa}: renew counts from 1, kappa is 0 "
-                "or more."
+                f"renew is {self.renew} and kappa {self.kappa}: renew counts from 1, kappa is 0 or "
+                "more."
             )
 
 

@@ -102,8 +102,8 @@ class Guidance:
             )
         if not self.clip_norm >= 0:
             raise D3S2Error(
-                f"clip_norm is {self.clip_norm}: give a positive share of the noise's length, or "
-                "0 for no bound."
+                f"clip_norm is {self.clip_norm}: give a positive share of the noise's length, or 0 "
+                "for no bound."
             )
 
     @property
@@ -141,8 +141,8 @@ def timesteps(steps: int, train_steps: int = 1000) -> list[int]:
     """
     if steps < 1 or train_steps % steps:
         raise D3S2Error(
-            f"steps is {steps}: it must divide {train_steps}, for example 10, 20, 25, 40, "
-            "50 or 100."
+            f"steps is {steps}: it must divide {train_steps}, for example 10, 20, 25, 40, 50 or "
+            "100."
         )
     stride = train_steps // steps
     return list(range(0, train_steps, stride))[::-1]

@@ -81,9 +81,8 @@ def control_colors(classes: Sequence[ClassInfo], palette: str) -> np.ndarray:
     if unknown:
         raise D3S2Error(
             f"The control palette {palette!r} has no colour for class {unknown[0]!r} "
-            f"({len(unknown)} such): "
-            "choose another palette, or 'dataset' with a ControlNet trained on the data set's own "
-            "colours."
+            f"({len(unknown)} such): choose another palette, or 'dataset' with a ControlNet "
+            "trained on the data set's own colours."
         )
     return np.array([known[info.name] for info in classes], dtype=np.uint8)
 

@@ -38,8 +38,8 @@ class Source:
         """The command that fetches it."""
         if self.is_path:
             return (
-                f"put the model into {self.place}, for example: hf download OWNER/NAME "
-                f"--local-dir {self.place}"
+                f"put the model into {self.place}, for example: hf download OWNER/NAME --local-dir "
+                f"{self.place}"
             )
         patterns = " ".join(f"--include '{pattern}'" for pattern in self.patterns())
         return (
@@ -108,9 +108,8 @@ def _check_part(folder: Path, patterns: Sequence[str], source: Source) -> None:
             path for kind in _PICKLES for path in folder.glob(kind)
         ):
             raise D3S2Error(
-                f"{folder} holds weights as a pickle, which can run code: d3s2 loads "
-                "safetensors only. "
-                f"Fetch those: {source.command}"
+                f"{folder} holds weights as a pickle, which can run code: d3s2 loads safetensors "
+                f"only. Fetch those: {source.command}"
             )
         raise D3S2Error(
             f"{folder} lacks {pattern}: the model is missing or half downloaded. Fetch it: "

@@ -35,8 +35,8 @@ def load_generator(folder: Path, device: str = "cpu") -> LayoutGenerator:
         return _open_generator(folder, device)
     if not (folder / "unet" / "config.json").is_file():
         raise D3S2Error(
-            f"No generator in {folder}: expected unet/config.json there. Train one with `python "
-            "-m d3s2.models.pretraining`."
+            f"No generator in {folder}: expected unet/config.json there. Train one with `python -m "
+            "d3s2.models.pretraining`."
         )
     unet = LayoutUNet.from_pretrained(
         folder / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False, use_safetensors=True
@@ -76,8 +76,8 @@ def weights_digest(folder: Path) -> str:
     if len(files) < 2:
         raise D3S2Error(
             f"{folder} holds {len(files)} weight files, the proxy's and the generator's are "
-            "needed: install "
-            "d3s2 from a complete checkout, or train them with `python -m d3s2.models.pretraining`."
+            "needed: install d3s2 from a complete checkout, or train them with `python -m "
+            "d3s2.models.pretraining`."
         )
     return digest({path.relative_to(folder).as_posix(): sha256(path) for path in files})
 

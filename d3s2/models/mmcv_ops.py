@@ -156,9 +156,8 @@ class _Extension(ModuleType):
         def missing(*args: Any, **kwargs: Any) -> Any:
             raise D3S2Error(
                 f"mmcv's operation {operation!r} needs the compiled extension, which is not "
-                "installed: build "
-                "onedl-mmcv with `pip install --no-build-isolation`, or choose a model that does "
-                "not use it."
+                "installed: build onedl-mmcv with `pip install --no-build-isolation`, or choose a "
+                "model that does not use it."
             )
 
         return missing

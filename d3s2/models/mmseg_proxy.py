@@ -145,8 +145,7 @@ def load_mmseg_proxy(
     if model.decode_head.num_classes != num_classes:
         raise D3S2Error(
             f"The proxy of {Path(config).name} knows {model.decode_head.num_classes} classes, the "
-            "data has "
-            f"{num_classes}: name a config and checkpoint made for this data set."
+            f"data has {num_classes}: name a config and checkpoint made for this data set."
         )
     _load_weights(model, read_checkpoint(checkpoint), checkpoint, config)
     return MmsegProxy(model.requires_grad_(False).eval().to(device), layers).eval()
@@ -232,10 +231,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise D3S2Error(
             f"The checkpoint {path} cannot be read safely ({reason}): it is damaged, or a pickle "
-            "that holds more "
-            "than weights, such as a trainer's log. Fetch it again, or save its state_dict as "
-            "safetensors where "
-            "you trust it."
+            "that holds more than weights, such as a trainer's log. Fetch it again, or save its "
+            "state_dict as safetensors where you trust it."
         ) from error
     weights = found.get("state_dict", found.get("model", found))
     if not isinstance(weights, dict) or not all(
@@ -258,8 +255,7 @@ def _load_weights(
         raise D3S2Error(
             f"The checkpoint {checkpoint} does not fit {Path(config).name}: {other[0]} is "
             f"{tuple(weights[other[0]].shape)} there and {tuple(own[other[0]].shape)} here, so it "
-            "was made for "
-            "other classes or for another config."
+            "was made for other classes or for another config."
         )
     missing = [
         name for name in own if name not in weights and not name.startswith("auxiliary_head")

@@ -177,8 +177,7 @@ def _check_size(pixels: Pixels, multiple: int) -> None:
     if height % multiple or width % multiple:
         raise D3S2Error(
             f"Images of {height}x{width} do not fit the network: both sides must be multiples of "
-            f"{multiple}. "
-            "Set image_size, for example "
+            f"{multiple}. Set image_size, for example "
             f"{height // multiple * multiple}x{width // multiple * multiple}."
         )
 

@@ -271,9 +271,8 @@ class StableDiffusion(LayoutGenerator):
         if height % multiple or width % multiple:
             raise D3S2Error(
                 f"Images of {height}x{width} do not fit the diffusion model: both sides must be "
-                "multiples of "
-                f"{multiple}. Set image_size, for example {max(1, height // multiple) * multiple}x"
-                f"{max(1, width // multiple) * multiple}."
+                f"multiples of {multiple}. Set image_size, for example "
+                f"{max(1, height // multiple) * multiple}x{max(1, width // multiple) * multiple}."
             )
         return self.vae.config.latent_channels, height // factor, width // factor
 
@@ -337,10 +336,8 @@ def load_stable_diffusion(
     if unet.config.cross_attention_dim != controlnet.config.cross_attention_dim:
         raise D3S2Error(
             f"The ControlNet {options.controlnet} was made for another diffusion model than "
-            f"{options.model} (text "
-            f"width {controlnet.config.cross_attention_dim}, not "
-            f"{unet.config.cross_attention_dim}): take one that "
-            "fits it."
+            f"{options.model} (text width {controlnet.config.cross_attention_dim}, not "
+            f"{unet.config.cross_attention_dim}): take one that fits it."
         )
     controlled = ControlledUNet(
         unet, controlnet, prompts, scheduler, colors, options.control_scale

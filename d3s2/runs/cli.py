@@ -49,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UnicodeEncodeError:
         print(
             "d3s2: A path has letters that this machine's language setting "
-            f"({sys.getfilesystemencoding()}) does not know: "
-            "set PYTHONUTF8=1, then run the same again.",
+            f"({sys.getfilesystemencoding()}) does not know: set PYTHONUTF8=1, then run the same "
+            "again.",
             file=sys.stderr,
         )
         return EXIT_USAGE
@@ -338,11 +338,9 @@ def _fetch(options: argparse.Namespace) -> int:
         return 0
     if options.what == "voc2012aug":
         raise D3S2Error(
-            "The augmented VOC has no archive that can be fetched by address: fetch voc2012, "
-            "then put "
-            "SegmentationClassAug and ImageSets/Segmentation/trainaug.txt into its VOC2012 "
-            "(mmsegmentation's "
-            "voc_aug.py makes them from SBD)."
+            "The augmented VOC has no archive that can be fetched by address: fetch voc2012, then "
+            "put SegmentationClassAug and ImageSets/Segmentation/trainaug.txt into its VOC2012 "
+            "(mmsegmentation's voc_aug.py makes them from SBD)."
         )
     folder = Path(options.places[0])
     fetch.fetch_dataset(

@@ -30,10 +30,9 @@ def command_line(address: str, port: int, token: str | None) -> list[str]:
     """
     if token is not None and len(token) < 16 and not _is_loopback(address):
         raise D3S2Error(
-            f"{TOKEN} has {len(token)} characters but {address} can be reached from outside, and "
-            "a notebook can do "
-            f"whatever you can: unset {TOKEN} (a random one is drawn) or take at least 16 "
-            "characters."
+            f"{TOKEN} has {len(token)} characters but {address} can be reached from outside, and a "
+            f"notebook can do whatever you can: unset {TOKEN} (a random one is drawn) or take at "
+            "least 16 characters."
         )
     command = [
         sys.executable,

@@ -170,8 +170,8 @@ class Settings:
     )
     proxy_layers: str = _parameter(
         str,
-        "modules of the proxy whose features are matched, with commas; empty = the "
-        "backbone's outputs",
+        "modules of the proxy whose features are matched, with commas; empty = the backbone's "
+        "outputs",
     )
     network: str = _parameter(
         str,

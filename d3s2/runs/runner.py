@@ -101,9 +101,8 @@ def _run_all(chapters: list[Chapter], settings: Settings, plan: Plan) -> None:
             and not is_current(chapter, settings, keys)
         ):
             raise D3S2Error(
-                f"Notebook {chapter.name} is missing or out of date for these parameters: run "
-                "from it on, or "
-                "leave --from away."
+                f"Notebook {chapter.name} is missing or out of date for these parameters: run from "
+                "it on, or leave --from away."
             )
     display = Display()
     display.line(f"profile {settings.profile}, run folder {settings.run_dir}")

@@ -273,8 +273,8 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise D3S2Error(
-                f"Another run (process {owner}) is using {run_dir}: wait for it, or choose "
-                "another run_dir."
+                f"Another run (process {owner}) is using {run_dir}: wait for it, or choose another "
+                "run_dir."
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))

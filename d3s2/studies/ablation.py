@@ -317,8 +317,7 @@ def _earlier(out: Path, facts: Mapping[str, object]) -> dict[tuple[str, int], li
     if other:
         raise D3S2Error(
             f"{out} was measured with {other[0]} {before.get(other[0])}, now it is "
-            f"{facts[other[0]]}: give "
-            "another file with --out, or delete this one to begin anew."
+            f"{facts[other[0]]}: give another file with --out, or delete this one to begin anew."
         )
     with open(out, newline="", encoding="utf-8") as stream:
         return {(row[0], int(row[1])): list(row) for row in list(csv.reader(stream))[1:]}
