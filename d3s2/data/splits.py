@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from d3s2.core import places
+from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, write_json
 from d3s2.data import scenes
@@ -104,8 +105,8 @@ def _open_scenes(
             f"{scenes.SIZE}x{scenes.SIZE}."
         )
     wanted = [count or standard for count, standard in zip(counts, SCENES_COUNTS, strict=True)]
-    source = Path(scenes.__file__).read_text(encoding="utf-8")
-    folder = places.home() / "data" / f"scenes-{_short([source, SCENES_SEED, wanted])}"
+    drawn = [code_version("data.scenes"), SCENES_SEED, wanted]
+    folder = places.home() / "data" / f"scenes-{_short(drawn)}"
     if not _is_prepared(folder):
         write_classes(folder / "classes.csv", scenes_classes())
         for split, count in zip(SPLITS, wanted, strict=True):
