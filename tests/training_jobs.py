@@ -45,7 +45,14 @@ def write_splits(root: Path) -> Path:
 
 def make_job(data: Path, work: Path, **changes) -> TrainingJob:
     job = TrainingJob(
-        "tiny", str(data), str(data), CLASSES, str(work), iterations=3, batch_size=2, size=(32, 48)
+        name="tiny",
+        train_root=str(data),
+        val_root=str(data),
+        num_classes=CLASSES,
+        work_dir=str(work),
+        iterations=3,
+        batch_size=2,
+        size=(32, 48),
     )
     return replace(job, **changes)
 

@@ -24,7 +24,7 @@ COLUMNS = ("set", "images", "iterations", "seeds", "miou_mean", "miou_sd")
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """int64[C, C]: pixels of the row's class that were called the column's; label 255 does not
+    """Pixels of the row's class that were called the column's, int64[C, C]; label 255 does not
     count.
 
     predicted, labels: integers of one shape. Raises D3S2Error for different shapes and for ids
@@ -36,15 +36,15 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np
             "one size."
         )
     valid = labels != IGNORE
-    true, said = labels[valid].astype(np.int64), predicted[valid].astype(np.int64)
+    true = labels[valid].astype(np.int64)
+    said = predicted[valid].astype(np.int64)
     if said.size and not (0 <= said.min() and max(said.max(), true.max()) < num_classes):
         raise D3S2Error(
             f"a prediction or a label lies outside 0 .. {num_classes - 1}: check the number of "
             "classes."
         )
-    return np.bincount(num_classes * true + said, minlength=num_classes**2).reshape(
-        num_classes, num_classes
-    )
+    cells = np.bincount(num_classes * true + said, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
 
 
 def intersect_and_union(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,25 +96,27 @@ def summarise(results: Mapping[str, Sequence[TrainingResult]]) -> list[Row]:
                 "or none."
             )
         scores = tuple(result.miou for result in trainings)
-        classes = np.array([result.per_class_iou for result in trainings])
-        known = np.isfinite(classes).any(0)
-        per_class = tuple(
-            float(np.nanmean(classes[:, c])) if known[c] else None for c in range(classes.shape[1])
-        )
-        spread = statistics.stdev(scores) if len(scores) > 1 else None
         rows.append(
             Row(
-                name,
-                trainings[0].train_images,
-                trainings[0].iterations,
-                len(scores),
-                statistics.fmean(scores),
-                spread,
-                scores,
-                per_class,
+                set=name,
+                images=trainings[0].train_images,
+                iterations=trainings[0].iterations,
+                seeds=len(scores),
+                miou_mean=statistics.fmean(scores),
+                miou_sd=statistics.stdev(scores) if len(scores) > 1 else None,
+                miou=scores,
+                per_class_iou=_class_means([result.per_class_iou for result in trainings]),
             )
         )
     return rows
+
+
+def _class_means(scores: Sequence[Sequence[float]]) -> tuple[float | None, ...]:
+    """Each class's mean over the trainings that have it; None where none has."""
+    classes = np.array(scores).T
+    known = np.isfinite(classes).any(1)
+    means = zip(classes, known, strict=True)
+    return tuple(float(np.nanmean(values)) if some else None for values, some in means)
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

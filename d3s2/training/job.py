@@ -1,47 +1,61 @@
-"""One training: what decides it, its key, and what it leaves behind."""
+"""One training: what decides it, its key, and what it leaves behind.
+
+In its folder lie `result.json`, `model.safetensors` and `predictions.npz`; in `logs/`, the job
+itself, what mmengine logs, the cost, and why the training ended when it failed.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
-from d3s2.core.files import digest, read_json, sha256
+from d3s2.core.files import digest, read_json, sha256, write_json
 from d3s2.core.machine import require_gpus
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.folder import open_folder
 
-RESULT, WEIGHTS, PREDICTIONS = "result.json", "model.safetensors", "predictions.npz"
+RESULT = "result.json"
+WEIGHTS = "model.safetensors"
+PREDICTIONS = "predictions.npz"
 TRAINS = "training.worker"
 """The module whose sources, and those of all that it imports, decide a result."""
-OUT_OF_MEMORY, ERROR = (
-    "out_of_memory",
-    "error.txt",
-)  # in logs/, why a training ended: an empty file; a traceback
+OUT_OF_MEMORY = "out_of_memory"
+"""In logs/: an empty file, when the training ended because the GPU's memory was too small."""
+ERROR = "error.txt"
+"""In logs/: the traceback with which the training ended."""
+NETWORKS = ("scaled-down", "swin-s")
+DEVICES = ("cpu", "cuda")
+SMALLEST = 16
+"""Pixels of an image's shorter side."""
+
+# Whether a field of a job belongs to its key. A place or a name never does: what lies there counts
+# by its content. How a batch is shared changes random numbers and rounding, not the experiment: no
+# result is made anew for that.
+_PLACE = {"decides": False}
+_SHARING = {"decides": False}
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything that decides one training.
+    """Everything that decides one training, and where and how it is run, which decides nothing.
 
-    train_root, val_root: folder-format data; train_ids, val_ids: the images of the split, None =
-    all of them;
-    size: (H, W) of the images; device: "cpu" or "cuda"; work_dir: where the results go, which
-    decides nothing. network: "scaled-down", or "swin-s" as mmsegmentation ships it, from the
-    backbone_weights (a file).
-    processes: how many, on as many GPUs, share each batch; parts: each takes its share in so many
-    parts, which needs less memory; checkpoint_every: iterations between two checkpoints. These
-    three decide nothing either.
+    train_root, val_root: folder-format data, of which the splits count by their content; train_ids,
+    val_ids: the images of the split, None = all of them; size: (H, W) of the images; device: "cpu"
+    or "cuda"; work_dir: where the results go; network: "scaled-down", or "swin-s" as mmsegmentation
+    ships it, from the backbone_weights (a file); processes: how many, on as many GPUs, share each
+    batch; parts: each takes its share in so many parts, which needs less memory; checkpoint_every:
+    iterations between two checkpoints.
     """
 
-    name: str
-    train_root: str
-    val_root: str
+    name: str = field(metadata=_PLACE)
+    train_root: str = field(metadata=_PLACE)
+    val_root: str = field(metadata=_PLACE)
     num_classes: int
-    work_dir: str
+    work_dir: str = field(metadata=_PLACE)
     train_ids: tuple[str, ...] | None = None
     val_ids: tuple[str, ...] | None = None
     train_split: str = "train"
@@ -52,16 +66,19 @@ class TrainingJob:
     size: tuple[int, int] = (64, 64)
     device: str = "cpu"
     network: str = "scaled-down"
-    backbone_weights: str = ""
-    processes: int = 1
-    parts: int = 1
-    checkpoint_every: int = 500
+    backbone_weights: str = field(default="", metadata=_PLACE)
+    processes: int = field(default=1, metadata=_SHARING)
+    parts: int = field(default=1, metadata=_SHARING)
+    checkpoint_every: int = field(default=500, metadata=_SHARING)
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training gave: mIoU and IoU per class in percent (NaN: a class that neither occurs nor
-    is predicted), the loss curve as (iteration, mean loss of the last ten), and what it cost.
+    """What a training gave.
+
+    miou, per_class_iou: in percent, NaN for a class that neither occurs nor is predicted; curve:
+    (iteration, mean loss of the last ten); parameters: weights of the network; cost: "seconds" and
+    "peak_memory_mb", which do not count when results are compared.
     """
 
     name: str
@@ -103,55 +120,66 @@ def open_split(
     return dataset.subset([place[name] for name in ids])
 
 
-def job_key(job: TrainingJob) -> str:
-    """sha256 over what decides the result: the job, the files of both splits, and the source of
-    what trains.
-
-    Raises D3S2Error for sizes and numbers that cannot be trained with, and for everything
-    `open_split` finds.
+def check_job(job: TrainingJob) -> None:
+    """Raise D3S2Error for what cannot be trained: numbers, device, network, a batch that its
+    processes and parts cannot share, GPUs that are not there. The data is not opened here.
     """
-    if min(job.iterations, job.batch_size, job.num_classes) < 1 or min(job.size) < 16:
+    if min(job.iterations, job.batch_size, job.num_classes) < 1 or min(job.size) < SMALLEST:
         raise D3S2Error(
             f"training {job.name!r}: iterations {job.iterations}, batch_size {job.batch_size}, "
-            "classes "
-            f"{job.num_classes} must be at least 1, and the size {job.size} at least (16, 16)."
+            f"classes {job.num_classes} must be at least 1, and the size {job.size} at least "
+            f"({SMALLEST}, {SMALLEST})."
         )
-    if job.device not in ("cpu", "cuda"):
+    if job.device not in DEVICES:
         raise D3S2Error(
             f"training {job.name!r}: device {job.device!r} is unknown, use 'cpu' or 'cuda'."
         )
-    if job.network not in ("scaled-down", "swin-s") or (
-        job.network == "swin-s" and not Path(job.backbone_weights).is_file()
-    ):
+    lacks_weights = job.network == "swin-s" and not Path(job.backbone_weights).is_file()
+    if job.network not in NETWORKS or lacks_weights:
         raise D3S2Error(
             f"training {job.name!r}: network {job.network!r} must be 'scaled-down', or 'swin-s' "
-            "with backbone_weights that are "
-            f"there; {job.backbone_weights!r} is no file."
+            f"with backbone_weights that are there; {job.backbone_weights!r} is no file."
         )
-    if min(job.processes, job.parts, job.checkpoint_every) < 1 or job.batch_size % (
-        job.processes * job.parts
-    ):
+    too_few = min(job.processes, job.parts, job.checkpoint_every) < 1
+    if too_few or job.batch_size % (job.processes * job.parts):
         raise D3S2Error(
             f"training {job.name!r}: a batch of {job.batch_size} cannot be shared by "
-            f"{job.processes} processes in {job.parts} "
-            "parts each: take a batch_size that both divide."
+            f"{job.processes} processes in {job.parts} parts each: take a batch_size that both "
+            "divide."
         )
     if job.device == "cuda" and job.processes > 1:
         require_gpus(job.processes)
-    # How a batch is shared changes random numbers and rounding, not the experiment: no result is
-    # made anew for that.
-    shared = ("processes", "parts", "checkpoint_every")
-    elsewhere = ("name", "work_dir", "train_root", "val_root", "backbone_weights", *shared)
-    settings = {name: value for name, value in asdict(job).items() if name not in elsewhere}
-    prints = [
-        open_split(root, split, ids, job.size).fingerprint()
-        for root, split, ids in (
-            (job.train_root, job.train_split, job.train_ids),
-            (job.val_root, job.val_split, job.val_ids),
-        )
-    ]
-    weights = [sha256(Path(job.backbone_weights))] if job.network == "swin-s" else []
-    return digest({"job": settings, "data": prints + weights, "code": code_version(TRAINS)})
+
+
+def job_key(job: TrainingJob) -> str:
+    """sha256 over what decides the result of a job that `check_job` lets pass: its fields, the
+    files of both splits, the backbone's weights, and the source of what trains.
+
+    Opens the data. Raises D3S2Error for everything `open_split` finds.
+    """
+    values = asdict(job)
+    deciding = [spec.name for spec in fields(job) if spec.metadata.get("decides", True)]
+    train = open_split(job.train_root, job.train_split, job.train_ids, job.size)
+    val = open_split(job.val_root, job.val_split, job.val_ids, job.size)
+    data = [train.fingerprint(), val.fingerprint()]
+    if job.network == "swin-s":
+        data.append(sha256(job.backbone_weights))
+    settings = {name: values[name] for name in deciding}
+    return digest({"job": settings, "data": data, "code": code_version(TRAINS)})
+
+
+def write_job(path: str | Path, job: TrainingJob) -> None:
+    """Write a job as JSON, for the process that trains it."""
+    write_json(path, asdict(job))
+
+
+def read_job(path: str | Path) -> TrainingJob:
+    """Read what `write_job` wrote. Raises D3S2Error for a file that is missing or damaged."""
+    values = read_json(path)
+    for name in ("size", "train_ids", "val_ids"):
+        if values[name] is not None:
+            values[name] = tuple(values[name])
+    return TrainingJob(**values)
 
 
 def read_result(folder: str | Path) -> TrainingResult:
@@ -160,9 +188,8 @@ def read_result(folder: str | Path) -> TrainingResult:
     if not (folder / RESULT).is_file():
         raise D3S2Error(f"no finished training in {folder}: run notebook 04 first.")
     found = read_json(folder / RESULT)
-    found["per_class_iou"] = tuple(
-        math.nan if value is None else value for value in found["per_class_iou"]
-    )
+    scores = found["per_class_iou"]
+    found["per_class_iou"] = tuple(math.nan if score is None else score for score in scores)
     found["curve"] = tuple((int(step), float(loss)) for step, loss in found["curve"])
     cost = folder / "logs" / "cost.json"
     return TrainingResult(**found, cost=read_json(cost) if cost.is_file() else {})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +31,21 @@ from d3s2.training.registered import Progress
 class TrainLoop(IterBasedTrainLoop):
     """`max_iters` iterations, then one evaluation.
 
-    checkpoint: the file to write, and to go on from where it is there; "" for neither. every:
-    iterations between two.
-    parts: a batch goes through the network in so many parts, one after the other, whose gradients
-    are averaged.
-    seconds_before: how long the training ran before the break, 0 without one.
+    checkpoint: the file to write, and to go on from where it is there; "" for neither; every:
+    iterations between two; parts: a batch goes through the network in so many parts, one after the
+    other, whose gradients are averaged; seconds_before: how long the training ran before the break,
+    0 without one.
     """
 
     def __init__(
         self, *arguments: Any, checkpoint: str = "", every: int = 500, parts: int = 1, **more: Any
     ):
         super().__init__(*arguments, **more)
-        self.checkpoint, self.every, self.parts = (
-            Path(checkpoint) if checkpoint else None,
-            every,
-            parts,
-        )
-        self.seconds_before, self._began = 0.0, time.perf_counter()
+        self.checkpoint = Path(checkpoint) if checkpoint else None
+        self.every = every
+        self.parts = parts
+        self.seconds_before = 0.0
+        self._began = time.perf_counter()
 
     def run(self) -> torch.nn.Module:
         """Train to the end, and evaluate."""
@@ -58,15 +56,14 @@ class TrainLoop(IterBasedTrainLoop):
         runner.optim_wrapper.initialize_count_status(
             runner.model, self._iter * self.parts, self._max_iters * self.parts
         )
-        batches = iter(
-            self.dataloader
-        )  # endless; takes a random number, so the state is put back only now
-        if kept is not None:
+        batches = iter(self.dataloader)  # endless
+        if kept is not None:  # only now: making the iterator takes a random number
             set_random_state(kept["random"], runner.seed, self._iter)
         while self._iter < self._max_iters:
             runner.model.train()
             self.run_iter(next(batches))
-            if self.checkpoint and self._iter % self.every == 0 and self._iter < self._max_iters:
+            is_due = self._iter % self.every == 0 and self._iter < self._max_iters
+            if self.checkpoint and is_due and is_main_process():
                 self._save()
         runner.val_loop.run()
         runner.call_hook("after_train_epoch")
@@ -75,42 +72,36 @@ class TrainLoop(IterBasedTrainLoop):
 
     def run_iter(self, data_batch: Mapping[str, list]) -> None:
         """One step of the optimizer for {"inputs": [...], "data_samples": [...]}."""
-        runner, losses = self.runner, []
+        runner = self.runner
         runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
+        losses = []
         for part in split(data_batch, self.parts):
             losses.append(runner.model.train_step(part, optim_wrapper=runner.optim_wrapper))
-        outputs = {name: sum(loss[name] for loss in losses) / self.parts for name in losses[0]}
+        outputs = mean_losses(losses)
         runner.call_hook(
             "after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs
         )
         self._iter += 1
 
     def _save(self) -> None:
-        """Of several processes the first one writes: their weights are the same."""
-        if not is_main_process():
-            return
-        runner = self.runner
+        """Of several processes the first one is enough: their weights are the same."""
         with atomic_path(self.checkpoint) as partial:
-            torch.save(
-                {
-                    "iteration": self._iter,
-                    "seconds": self.seconds_before + time.perf_counter() - self._began,
-                    "model": bare(runner.model).state_dict(),
-                    "optimizer": runner.optim_wrapper.state_dict(),
-                    # One schedule keeps a method of its own among the numbers: that is no state.
-                    "schedules": [
-                        {
-                            name: value
-                            for name, value in schedule.state_dict().items()
-                            if not callable(value)
-                        }
-                        for schedule in runner.param_schedulers
-                    ],
-                    "progress": _progress(runner).state(),
-                    "random": random_state(),
-                },
-                partial,
-            )
+            torch.save(self._state(), partial)
+
+    def _state(self) -> dict[str, Any]:
+        """All that the rest of the training depends on, in types that `torch.load` takes from a
+        stranger.
+        """
+        runner = self.runner
+        return {
+            "iteration": self._iter,
+            "seconds": self.seconds_before + time.perf_counter() - self._began,
+            "model": bare(runner.model).state_dict(),
+            "optimizer": runner.optim_wrapper.state_dict(),
+            "schedules": [_numbers(schedule.state_dict()) for schedule in runner.param_schedulers],
+            "progress": progress_of(runner).state(),
+            "random": random_state(),
+        }
 
     def _restore(self) -> dict[str, Any] | None:
         """Everything but the random states, which are returned with the rest; None = there is
@@ -118,22 +109,20 @@ class TrainLoop(IterBasedTrainLoop):
         """
         if self.checkpoint is None or not self.checkpoint.is_file():
             return None
-        runner = self.runner
         try:
             kept = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, there is nothing to go on from
-            print_log(
-                f"{self.checkpoint} cannot be read ({error}): the training begins anew",
-                "current",
-                logging.WARNING,
-            )
+            words = f"{self.checkpoint} cannot be read ({error}): the training begins anew"
+            print_log(words, "current", logging.WARNING)
             return None
-        self._iter, self.seconds_before = kept["iteration"], kept["seconds"]
+        runner = self.runner
+        self._iter = kept["iteration"]
+        self.seconds_before = kept["seconds"]
         bare(runner.model).load_state_dict(kept["model"])
         runner.optim_wrapper.load_state_dict(kept["optimizer"])
         for schedule, state in zip(runner.param_schedulers, kept["schedules"], strict=True):
             schedule.load_state_dict(state)
-        _progress(runner).load(kept["progress"])
+        progress_of(runner).load(kept["progress"])
         self.dataloader.sampler.skip(self._iter * self.dataloader.batch_size)
         return kept
 
@@ -142,7 +131,23 @@ def split(batch: Mapping[str, list], parts: int) -> Iterator[dict[str, list]]:
     """The batch in `parts` consecutive pieces of one size."""
     size = len(batch["inputs"]) // parts
     for first in range(0, size * parts, size):
-        yield {name: values[first : first + size] for name, values in batch.items()}
+        piece = slice(first, first + size)
+        yield {name: values[piece] for name, values in batch.items()}
+
+
+def mean_losses(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Each of the losses, averaged over a batch's parts."""
+    means = {}
+    for name in parts[0]:
+        means[name] = sum(part[name] for part in parts) / len(parts)
+    return means
+
+
+def _numbers(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule's state without the method that one kind keeps among its numbers: that is no
+    state.
+    """
+    return {name: value for name, value in state.items() if not callable(value)}
 
 
 def random_state() -> dict[str, Any]:
@@ -155,7 +160,9 @@ def random_state() -> dict[str, Any]:
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
-    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
 
 
 def set_random_state(state: Mapping[str, Any], seed: int, iteration: int) -> None:
@@ -164,8 +171,10 @@ def set_random_state(state: Mapping[str, Any], seed: int, iteration: int) -> Non
     """
     rank, processes = get_dist_info()
     if processes > 1:
-        seed = np.random.SeedSequence([seed, iteration, rank]).generate_state(1)[0].item()
-        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)  # noqa: NPY002
+        own = np.random.SeedSequence([seed, iteration, rank]).generate_state(1)[0].item()
+        random.seed(own)
+        np.random.seed(own)  # noqa: NPY002
+        torch.manual_seed(own)
         return
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
@@ -180,5 +189,6 @@ def bare(model: torch.nn.Module) -> torch.nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def _progress(runner: Any) -> Progress:
+def progress_of(runner: Any) -> Progress:
+    """The hook of a runner that records the loss."""
     return next(hook for hook in runner.hooks if isinstance(hook, Progress))

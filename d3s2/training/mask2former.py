@@ -8,7 +8,7 @@ parameters from scratch at 64 x 64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,46 @@ from d3s2.models.openmmlab import CONFIGS, MODELS
 from d3s2.training import swin
 from d3s2.training.job import TrainingJob
 from d3s2.training.loop import bare
-from d3s2.training.registered import Progress
 
 SHIPPED = CONFIGS / "mask2former" / "mask2former_swin-s_8xb2-160k_ade20k-512x512.py"
-PATCH, EMBED, DEPTHS, HEADS, WINDOW, MLP_RATIO = 2, 32, (1, 1, 2, 1), (1, 2, 4, 8), 4, 4
-WIDTH, QUERIES, ENCODER_LAYERS, DECODER_LAYERS, FEEDFORWARD, POINTS = 64, 30, 1, 3, 256, 512
-LEARNING_RATE, WEIGHT_DECAY, CLIP, DROP_PATH, WARM_UP = 2e-3, 0.05, 1.0, 0.1, 0.2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The network's sizes where they differ from the shipped Swin-S; all are our choice.
+
+    Of the backbone, whose widths and strides double from level to level: patch (pixels of a side),
+    embed (width of the first level), depths and heads of the levels, window, mlp_ratio, drop_path.
+    Of the head: width, queries (at least; ten more than classes), layers of the pixel decoder's
+    encoder and of the transformer decoder, width of their feed-forward layers, points at which
+    masks are compared.
+    """
+
+    patch: int = 2
+    embed: int = 32
+    depths: tuple[int, ...] = (1, 1, 2, 1)
+    heads: tuple[int, ...] = (1, 2, 4, 8)
+    window: int = 4
+    mlp_ratio: int = 4
+    drop_path: float = 0.1
+    width: int = 64
+    queries: int = 30
+    encoder_layers: int = 1
+    decoder_layers: int = 3
+    feedforward: int = 256
+    points: int = 512
+
+
+SIZES = Sizes()
+LEARNING_RATE = 2e-3
+WARM_UP = 0.2
+"""Share of the iterations in which the learning rate rises to LEARNING_RATE."""
+WEIGHT_DECAY = 0.05
+CLIP = 1.0
+"""Largest norm of a step's gradient."""
 ZOOM = 1.6
+"""Training images are enlarged by up to this factor before they are cut."""
+VAL_BATCH = 20
 
 
 def build_config(job: TrainingJob, checkpoint: Path | None = None) -> Config:
@@ -38,43 +71,14 @@ def build_config(job: TrainingJob, checkpoint: Path | None = None) -> Config:
     goes on.
     """
     config = Config.fromfile(str(SHIPPED))
+    _set_data(config, job)
     if job.network == "swin-s":
-        _set_data(config, job)
         swin.adapt(config, job)
     else:
         _scale_down(config.model, job)
-        _set_data(config, job)
         _set_schedule(config, job)
-    config.work_dir = str(Path(job.work_dir) / "logs")
-    config.train_cfg = {
-        "type": "D3S2TrainLoop",
-        "max_iters": job.iterations,
-        "checkpoint": str(checkpoint or ""),
-        "every": job.checkpoint_every,
-        "parts": job.parts,
-    }
-    config.val_cfg = {"type": "ValLoop"}
-    config.optim_wrapper.accumulative_counts = job.parts
-    config.randomness = {"seed": job.seed, "diff_rank_seed": job.processes > 1}
-    config.default_hooks = {
-        "checkpoint": None,
-        "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},
-    }
-    config.custom_hooks = [
-        {"type": "D3S2Progress", "path": str(Path(job.work_dir) / "logs" / "progress.json")}
-    ]
-    config.env_cfg = {
-        "cudnn_benchmark": False,
-        "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
-        "dist_cfg": {"backend": "nccl"},
-    }
-    config.launcher = "none" if job.processes == 1 else "pytorch"
-    if job.device == "cpu":  # mmengine would name a GPU
-        config.model_wrapper_cfg = {
-            "type": "MMDistributedDataParallel",
-            "device_ids": None,
-            "broadcast_buffers": False,
-        }
+    _set_loop(config, job, checkpoint)
+    _set_environment(config, job)
     return config
 
 
@@ -93,13 +97,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors, fp32; of a network that several processes share, its
     own.
     """
-    save_file(
-        {
-            name: value.detach().cpu().contiguous()
-            for name, value in bare(model).state_dict().items()
-        },
-        path,
-    )
+    state = bare(model).state_dict()
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
 
 
 def build_runner(job: TrainingJob, checkpoint: Path | None = None) -> Runner:
@@ -113,59 +112,65 @@ def build_runner(job: TrainingJob, checkpoint: Path | None = None) -> Runner:
     return Runner.from_cfg(build_config(job, checkpoint))
 
 
-def progress_hook(runner: Runner) -> Progress:
-    """The hook of a runner that recorded the loss."""
-    return next(hook for hook in runner.hooks if isinstance(hook, Progress))
-
-
 def _scale_down(model: Any, job: TrainingJob) -> None:
-    channels, strides = (
-        [EMBED * 2**level for level in range(4)],
-        [PATCH * 2**level for level in range(4)],
-    )
+    """Put `SIZES`, and the job's classes and image size, into the shipped model."""
+    _scale_backbone(model, job)
+    _scale_head(model.decode_head, job)
+
+
+def _strides() -> list[int]:
+    """Pixels of an image's side to a cell, at each of the four levels."""
+    return [SIZES.patch * 2**level for level in range(4)]
+
+
+def _scale_backbone(model: Any, job: TrainingJob) -> None:
     model.data_preprocessor.update(size=tuple(job.size), test_cfg=None)
     model.backbone.update(
         init_cfg=None,
-        embed_dims=EMBED,
-        depths=list(DEPTHS),
-        num_heads=list(HEADS),
-        window_size=WINDOW,
-        patch_size=PATCH,
-        strides=(PATCH, 2, 2, 2),
-        drop_path_rate=DROP_PATH,
-        mlp_ratio=MLP_RATIO,
+        embed_dims=SIZES.embed,
+        depths=list(SIZES.depths),
+        num_heads=list(SIZES.heads),
+        window_size=SIZES.window,
+        patch_size=SIZES.patch,
+        strides=(SIZES.patch, 2, 2, 2),
+        drop_path_rate=SIZES.drop_path,
+        mlp_ratio=SIZES.mlp_ratio,
     )
-    head = model.decode_head
+
+
+def _scale_head(head: Any, job: TrainingJob) -> None:
     head.update(
         type="D3S2Mask2FormerHead",
-        in_channels=channels,
-        strides=strides,
-        feat_channels=WIDTH,
-        out_channels=WIDTH,
+        in_channels=[SIZES.embed * 2**level for level in range(4)],
+        strides=_strides(),
+        feat_channels=SIZES.width,
+        out_channels=SIZES.width,
         num_classes=job.num_classes,
-        num_queries=max(QUERIES, job.num_classes + 10),
+        num_queries=max(SIZES.queries, job.num_classes + 10),
     )
     head.loss_cls.class_weight = [1.0] * job.num_classes + [0.1]
-    head.train_cfg.num_points = POINTS
-    pixel, decoder = head.pixel_decoder, head.transformer_decoder
-    pixel.update(strides=strides, norm_cfg={"type": "GN", "num_groups": 16})
-    pixel.encoder.num_layers = ENCODER_LAYERS
-    decoder.num_layers = DECODER_LAYERS
+    head.train_cfg.num_points = SIZES.points
+    pixel = head.pixel_decoder
+    decoder = head.transformer_decoder
+    pixel.update(strides=_strides(), norm_cfg={"type": "GN", "num_groups": 16})
+    pixel.encoder.num_layers = SIZES.encoder_layers
+    decoder.num_layers = SIZES.decoder_layers
     for attention in (
         pixel.encoder.layer_cfg.self_attn_cfg,
         decoder.layer_cfg.self_attn_cfg,
         decoder.layer_cfg.cross_attn_cfg,
     ):
-        attention.update(embed_dims=WIDTH, num_heads=4)
+        attention.update(embed_dims=SIZES.width, num_heads=4)
     for layer in (pixel.encoder.layer_cfg, decoder.layer_cfg):
-        layer.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=FEEDFORWARD)
+        layer.ffn_cfg.update(embed_dims=SIZES.width, feedforward_channels=SIZES.feedforward)
     for encoding in (pixel.positional_encoding, head.positional_encoding):
-        encoding.num_feats = WIDTH // 2
+        encoding.num_feats = SIZES.width // 2
 
 
 def _set_data(config: Config, job: TrainingJob) -> None:
+    """The job's splits, read by `registered.FolderDataset`, with our augmentation."""
     height, width = job.size
-    train = [
+    augmentation = [
         {
             "type": "RandomResize",
             "scale": (width, height),
@@ -177,46 +182,48 @@ def _set_data(config: Config, job: TrainingJob) -> None:
         {"type": "PhotoMetricDistortion"},
         {"type": "PackSegInputs"},
     ]
-    test = [{"type": "PackSegInputs"}]
-
-    def folder(
-        root: str, split: str, ids: Sequence[str] | None, pipeline: list, test_mode: bool
-    ) -> dict:
-        return {
-            "type": "D3S2Folder",
-            "root": str(root),
-            "split": split,
-            "ids": ids,
-            "size": job.size,
-            "pipeline": pipeline,
-            "test_mode": test_mode,
-        }
-
     # Worker processes would cost more than reading; the sampler is endless, so the loader never
     # restarts.
     config.train_dataloader = {
         "batch_size": job.batch_size // job.processes,
         "num_workers": 0,
         "sampler": {"type": "InfiniteSampler", "shuffle": True, "seed": job.seed},
-        "dataset": folder(job.train_root, job.train_split, job.train_ids, train, False),
+        "dataset": {
+            "type": "D3S2Folder",
+            "root": str(job.train_root),
+            "split": job.train_split,
+            "ids": job.train_ids,
+            "size": job.size,
+            "pipeline": augmentation,
+            "test_mode": False,
+        },
     }
     config.val_dataloader = {
-        "batch_size": 20,
+        "batch_size": VAL_BATCH,
         "num_workers": 0,
         "sampler": {"type": "DefaultSampler", "shuffle": False},
-        "dataset": folder(job.val_root, job.val_split, job.val_ids, test, True),
+        "dataset": {
+            "type": "D3S2Folder",
+            "root": str(job.val_root),
+            "split": job.val_split,
+            "ids": job.val_ids,
+            "size": job.size,
+            "pipeline": [{"type": "PackSegInputs"}],
+            "test_mode": True,
+        },
     }
     config.val_evaluator = {"type": "D3S2IoU"}
-    config.test_dataloader = config.test_evaluator = config.test_cfg = None
+    config.test_dataloader = None
+    config.test_evaluator = None
+    config.test_cfg = None
 
 
 def _set_schedule(config: Config, job: TrainingJob) -> None:
-    # The shipped file trains the backbone at a tenth of the rate: right for pretrained weights
-    # only.
-    no_decay = {"lr_mult": 1.0, "decay_mult": 0.0}
-    keys = dict.fromkeys(
-        ("query_embed", "query_feat", "level_embed", "relative_position_bias_table"), no_decay
-    )
+    """One cycle with one rate for all layers: the shipped file trains the backbone at a tenth of
+    it, which is right for pretrained weights only.
+    """
+    embeddings = ("query_embed", "query_feat", "level_embed", "relative_position_bias_table")
+    keys = {name: {"lr_mult": 1.0, "decay_mult": 0.0} for name in embeddings}
     config.optim_wrapper = {
         "type": "OptimWrapper",
         "clip_grad": {"max_norm": CLIP, "norm_type": 2},
@@ -238,3 +245,40 @@ def _set_schedule(config: Config, job: TrainingJob) -> None:
             "by_epoch": False,
         }
     ]
+
+
+def _set_loop(config: Config, job: TrainingJob, checkpoint: Path | None) -> None:
+    """How long, with which checkpoints, and what is recorded on the way."""
+    logs = Path(job.work_dir) / "logs"
+    config.work_dir = str(logs)
+    config.train_cfg = {
+        "type": "D3S2TrainLoop",
+        "max_iters": job.iterations,
+        "checkpoint": str(checkpoint or ""),
+        "every": job.checkpoint_every,
+        "parts": job.parts,
+    }
+    config.val_cfg = {"type": "ValLoop"}
+    config.optim_wrapper.accumulative_counts = job.parts
+    config.default_hooks = {
+        "checkpoint": None,
+        "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},
+    }
+    config.custom_hooks = [{"type": "D3S2Progress", "path": str(logs / "progress.json")}]
+
+
+def _set_environment(config: Config, job: TrainingJob) -> None:
+    """Random numbers, and the processes that share the training."""
+    config.randomness = {"seed": job.seed, "diff_rank_seed": job.processes > 1}
+    config.env_cfg = {
+        "cudnn_benchmark": False,
+        "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
+        "dist_cfg": {"backend": "nccl"},
+    }
+    config.launcher = "none" if job.processes == 1 else "pytorch"
+    if job.device == "cpu":  # mmengine would name a GPU
+        config.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel",
+            "device_ids": None,
+            "broadcast_buffers": False,
+        }

@@ -52,7 +52,8 @@ class FolderDataset(BaseSegDataset):
         **rest: Any,
     ):
         self.source = open_split(root, split, ids, size)
-        self.room, self.kept = KEEP_BYTES, {}
+        self.room = KEEP_BYTES
+        self.kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         names = {"classes": self.source.class_names, "palette": self.source.palette.tolist()}
         super().__init__(metainfo=names, serialize_data=False, **rest)
 
@@ -61,19 +62,8 @@ class FolderDataset(BaseSegDataset):
         return [{"index": index} for index in range(len(self.source))]
 
     def get_data_info(self, idx: int) -> dict:
-        """One image (uint8[H, W, 3], BGR as mmseg has it) and its labels (uint8[H, W]), kept once
-        read.
-        """
-        pair = self.kept.get(idx)
-        if pair is None:
-            pair = (
-                np.ascontiguousarray(self.source.read_image(idx)[..., ::-1]),
-                self.source.read_labels(idx),
-            )
-            self.room -= pair[0].nbytes + pair[1].nbytes
-            if self.room > 0:
-                self.kept[idx] = pair
-        image, labels = pair
+        """One image (uint8[H, W, 3], BGR as mmseg has it) and its labels (uint8[H, W])."""
+        image, labels = self._pair(idx)
         return {
             "img": image.copy(),
             "gt_seg_map": labels.copy(),
@@ -84,6 +74,17 @@ class FolderDataset(BaseSegDataset):
             "label_map": None,
             "reduce_zero_label": False,
         }
+
+    def _pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and labels, kept once read while there is room."""
+        if index in self.kept:
+            return self.kept[index]
+        image = np.ascontiguousarray(self.source.read_image(index)[..., ::-1])
+        labels = self.source.read_labels(index)
+        self.room -= image.nbytes + labels.nbytes
+        if self.room > 0:
+            self.kept[index] = (image, labels)
+        return image, labels
 
 
 @MODELS.register_module(name="D3S2Mask2FormerHead", force=True)
@@ -103,31 +104,23 @@ class BatchedHead(Mask2FormerHead):
         """Which query answers for which class of each image: mmdet's labels, weights and masks, per
         image.
         """
-        cost = (
-            self.matching_cost(
-                torch.stack(cls_scores_list), torch.stack(mask_preds_list), batch_gt_instances
-            )
-            .cpu()
-            .numpy()
-        )
+        scores = torch.stack(cls_scores_list)
+        logits = torch.stack(mask_preds_list)
+        cost = self.matching_cost(scores, logits, batch_gt_instances).cpu().numpy()
         labels, weights, masks = [], [], []
         for index, truth in enumerate(batch_gt_instances):
-            queries, targets = (
-                torch.from_numpy(part)
-                for part in linear_sum_assignment(cost[index, :, : len(truth.labels)])
-            )
+            rows, columns = linear_sum_assignment(cost[index, :, : len(truth.labels)])
+            queries = torch.from_numpy(rows)
+            targets = torch.from_numpy(columns)
             label = truth.labels.new_full((self.num_queries,), self.num_classes)
             label[queries] = truth.labels[targets]
             weight = torch.zeros_like(label, dtype=torch.float32)
             weight[queries] = 1.0
-            labels.append(label), weights.append(weight), masks.append(truth.masks[targets])
-        return (
-            labels,
-            [torch.ones_like(label) for label in labels],
-            masks,
-            weights,
-            sum(map(len, masks)),
-        )
+            labels.append(label)
+            weights.append(weight)
+            masks.append(truth.masks[targets])
+        label_weights = [torch.ones_like(label) for label in labels]
+        return labels, label_weights, masks, weights, sum(map(len, masks))
 
     @torch.no_grad()
     def matching_cost(self, scores: Tensor, logits: Tensor, truths: list) -> Tensor:
@@ -142,28 +135,27 @@ class BatchedHead(Mask2FormerHead):
         `num_points` random points of the image, the same for all its masks, as in mmdet.
         """
         most = max(1, *(len(truth.labels) for truth in truths))
-        labels = torch.stack(
-            [F.pad(truth.labels, (0, most - len(truth.labels))) for truth in truths]
-        )
-        masks = torch.stack(
-            [
-                F.pad(truth.masks.float(), (0, 0, 0, 0, 0, most - len(truth.labels)))
-                for truth in truths
-            ]
-        )
+        labels = torch.stack([_padded(truth.labels, most) for truth in truths])
+        masks = torch.stack([_padded(truth.masks.float(), most) for truth in truths])
         points = 2 * torch.rand(len(truths), self.num_points, 1, 2, device=scores.device) - 1
-        predicted, true = (
-            F.grid_sample(maps, points, align_corners=False).squeeze(-1) for maps in (logits, masks)
-        )
-        classes = -scores.softmax(-1).gather(2, labels[:, None].expand(-1, scores.shape[1], -1))
-        entropy = (
-            F.softplus(-predicted) @ true.mT + F.softplus(predicted) @ (1 - true).mT
-        ) / self.num_points
+        predicted = F.grid_sample(logits, points, align_corners=False).squeeze(-1)
+        true = F.grid_sample(masks, points, align_corners=False).squeeze(-1)
+
+        answers = labels[:, None].expand(-1, scores.shape[1], -1)
+        classes = -scores.softmax(-1).gather(2, answers)
+        missed = F.softplus(-predicted) @ true.mT
+        false_alarms = F.softplus(predicted) @ (1 - true).mT
+        entropy = (missed + false_alarms) / self.num_points
         inside = predicted.sigmoid()
-        dice = 1 - (2 * inside @ true.mT + 1) / (
-            inside.sum(-1)[:, :, None] + true.sum(-1)[:, None] + 1
-        )
+        areas = inside.sum(-1)[:, :, None] + true.sum(-1)[:, None]
+        dice = 1 - (2 * inside @ true.mT + 1) / (areas + 1)
         return 2 * classes + 5 * entropy + 5 * dice
+
+
+def _padded(values: Tensor, count: int) -> Tensor:
+    """`values` [G, ...] with zeros behind, so that there are `count`."""
+    missing = values.new_zeros(count - len(values), *values.shape[1:])
+    return torch.cat([values, missing])
 
 
 @METRICS.register_module(name="D3S2IoU", force=True)
@@ -174,27 +166,27 @@ class ClassIoU(IoUMetric):
 
     def __init__(self, **rest: Any):
         super().__init__(iou_metrics=["mIoU"], ignore_index=IGNORE, **rest)
-        self.predictions: list[
-            np.ndarray
-        ] = []  # in the order of the data set, also when several processes share it
+        # In the order of the data set, also when several processes share it.
+        self.predictions: list[np.ndarray] = []
         self.per_class: list[float] = []
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Add a batch: to mmsegmentation's areas of each image, its prediction uint8[H, W]."""
         super().process(data_batch, data_samples)
-        new = self.results[-len(data_samples) :]
-        self.results[-len(data_samples) :] = [
-            (*areas, sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy().astype(np.uint8))
-            for areas, sample in zip(new, data_samples, strict=True)
-        ]
+        for place, sample in enumerate(data_samples, start=-len(data_samples)):
+            predicted = sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy()
+            self.results[place] = (*self.results[place], predicted.astype(np.uint8))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
+        """mmsegmentation's numbers, after the IoU of each class has been taken from the same
+        areas: NaN where a class is neither there nor predicted.
+        """
         self.predictions = [result[-1] for result in results]
-        results = [result[:-1] for result in results]
-        intersection, union = (sum(result[part] for result in results).double() for part in (0, 1))
-        self.per_class = (
-            intersection / union
-        ).tolist()  # NaN where a class is neither there nor predicted
-        return super().compute_metrics(results)
+        areas = [result[:-1] for result in results]
+        intersection = sum(area[0] for area in areas).double()
+        union = sum(area[1] for area in areas).double()
+        self.per_class = (intersection / union).tolist()
+        return super().compute_metrics(areas)
 
 
 @HOOKS.register_module(name="D3S2Progress", force=True)
@@ -204,23 +196,26 @@ class Progress(Hook):
     """
 
     def __init__(self, path: str, every: int = 10):
-        self.path, self.every, self.parent = Path(path), every, os.getppid()
+        self.path = Path(path)
+        self.every = every
+        self.parent = os.getppid()
         self.curve: list[tuple[int, float]] = []
         self.sum = 0.0
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
+        """mmengine's call after each step; outputs: {"loss": Tensor, ...}."""
         if os.getppid() != self.parent:
             os._exit(1)
         self.sum += float(outputs["loss"].detach())
-        if (runner.iter + 1) % self.every == 0:
-            self.curve.append((runner.iter + 1, self.sum / self.every))
+        done = runner.iter + 1
+        if done % self.every == 0:
+            loss = self.sum / self.every
+            self.curve.append((done, loss))
             self.sum = 0.0
             if is_main_process():
-                self.path.write_text(
-                    json.dumps({"iteration": runner.iter + 1, "loss": self.curve[-1][1]})
-                )
+                self.path.write_text(json.dumps({"iteration": done, "loss": loss}))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loss."""
@@ -228,4 +223,5 @@ class Progress(Hook):
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
-        self.curve, self.sum = list(state["curve"]), state["sum"]
+        self.curve = list(state["curve"])
+        self.sum = state["sum"]

@@ -1,10 +1,7 @@
-"""Chapter 04: train Mask2Former on a training set, evaluate it, several side by side.
+"""Chapter 04: several trainings side by side, each in a process of its own.
 
-One training is one process with one core of its own: two multi-threaded trainings on the same cores
-slow each other down many times. A finished training leaves `result.json`, `model.safetensors` and
-`predictions.npz` in its folder and is not repeated; a killed one leaves a checkpoint and goes on
-from there. On one machine the same job gives the same bytes, with or without a break. Several GPUs
-share one training with `torchrun`.
+One training is one process with one core: two multi-threaded trainings on the same cores slow each
+other down many times. Finished trainings are only read; a killed one goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -16,9 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
+from d3s2.core import machine
 from d3s2.core.errors import D3S2Error, what_to_lower
 from d3s2.core.files import read_json, write_json
 from d3s2.core.places import PACKAGE
@@ -29,12 +27,16 @@ from d3s2.training.job import (
     RESULT,
     TrainingJob,
     TrainingResult,
+    check_job,
     job_key,
     read_result,
+    write_job,
 )
 
+POLL_SECONDS = 0.2
+TAIL_LINES = 12
 
-# --------------------------------------------------------------------- several trainings, in others
+
 def train_all(
     jobs: Sequence[TrainingJob],
     parallel: int = 0,
@@ -46,56 +48,86 @@ def train_all(
     only read.
 
     parallel: how many at once, 0 = one per core this process may use (on "cuda": one after the
-    other).
-    progress: called with a line when a training starts a new quarter or ends; None for silence.
-    reuse: a folder in which results of the same jobs may lie (any depth): they are copied, not
-    trained again.
-    out_of_memory: "stop", or "halve": a training whose batch is too large for the GPU goes on from
-        its checkpoint with the batch in twice as many parts, and so do those that come after it.
-    Raises D3S2Error with the end of the log when a training fails; the others are stopped then.
+    other). progress: called with a line when a training starts a new quarter or ends; None for
+    silence. reuse: a folder in which results of the same jobs may lie (any depth): they are copied,
+    not trained again. out_of_memory: "stop", or "halve": a training whose batch is too large for
+    the GPU goes on from its checkpoint with the batch in twice as many parts, and so do those that
+    come after it.
+    Raises D3S2Error, before anything runs, for two jobs of one folder and what `check_job` and
+    `job_key` find; and with the end of the log when a training fails: the others are stopped then.
     """
     folders = [Path(job.work_dir).resolve() for job in jobs]
     if len(set(folders)) < len(folders):
         raise D3S2Error("two trainings share a work_dir: give each one its own.")
-    pinned = hasattr(os, "sched_getaffinity")
-    cores = sorted(os.sched_getaffinity(0)) if pinned else [*range(os.cpu_count() or 1)]
-    one_core = all(job.device == "cpu" and job.processes == 1 for job in jobs)
-    at_once = min(parallel or len(cores), len(cores)) if one_core else 1
-    keys = [job_key(job) for job in jobs]  # which also finds bad jobs before any training starts
+    for job in jobs:
+        check_job(job)
+    keys = [job_key(job) for job in jobs]
     if reuse is not None:
         _copy_finished(jobs, keys, reuse)
     waiting = [job for job, key in zip(jobs, keys, strict=True) if not _is_finished(job, key)]
-    running: dict[int, _Child] = {}
+    say = progress or _silence
+    pool = _Pool(_cores(jobs, parallel), say)
     try:
-        while waiting or running:
-            for core in cores[:at_once]:
-                if core not in running and waiting:
-                    running[core] = _Child(waiting.pop(0), core, progress)
-            for core, child in list(running.items()):
-                try:
-                    done = child.is_done()
-                except _OutOfMemory:
-                    parts = _more_parts(child.job) if out_of_memory == "halve" else 0
-                    if not parts:
-                        raise
-                    if progress:
-                        progress(
-                            f"{child.job.name}: out of memory, goes on with each batch in "
-                            f"{parts} parts"
-                        )
-                    waiting = [replace(job, parts=parts) for job in [child.job, *waiting]]
-                    done = True
-                if done:
-                    running.pop(core)
-            time.sleep(0.2)
+        while waiting or pool.is_busy:
+            while waiting and pool.has_room:
+                pool.start(waiting.pop(0))
+            for training in pool.poll():
+                if training.ran_out_of_memory and out_of_memory == "halve":
+                    waiting = _in_more_parts(training, waiting, say)
+                else:
+                    say(training.last_line())
+            time.sleep(POLL_SECONDS)
     finally:
-        for child in running.values():
-            child.stop()
+        pool.stop()
     return [read_result(folder) for folder in folders]
 
 
-class _OutOfMemory(D3S2Error):
-    """The GPU's memory was too small for a part of a batch."""
+def _silence(line: str) -> None:
+    """Report to nobody."""
+
+
+def _cores(jobs: Sequence[TrainingJob], parallel: int) -> list[int]:
+    """The cores that trainings are run on, one each. Where one takes a GPU or several processes it
+    is a single place, for one after the other.
+    """
+    if any(job.device != "cpu" or job.processes > 1 for job in jobs):
+        parallel = 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    else:
+        cores = list(range(os.cpu_count() or 1))
+    return cores[: parallel or machine.cores()]
+
+
+# -------------------------------------------------------------------------- what is finished before
+def _is_finished(job: TrainingJob, key: str) -> bool:
+    path = Path(job.work_dir) / RESULT
+    return path.is_file() and read_json(path).get("key") == key
+
+
+def _copy_finished(jobs: Sequence[TrainingJob], keys: Sequence[str], reuse: Path) -> None:
+    """Copy what `reuse` holds of these jobs into their folders; the results get their names."""
+    found = {read_json(path).get("key"): path.parent for path in sorted(reuse.rglob(RESULT))}
+    for job, key in zip(jobs, keys, strict=True):
+        if key in found and not _is_finished(job, key):
+            shutil.copytree(found[key], job.work_dir, dirs_exist_ok=True)
+            result = read_json(found[key] / RESULT)
+            write_json(Path(job.work_dir) / RESULT, {**result, "name": job.name})
+
+
+# ------------------------------------------------------------------------------------ out of memory
+def _in_more_parts(
+    training: _Training, waiting: Sequence[TrainingJob], say: Callable[[str], None]
+) -> list[TrainingJob]:
+    """The trainings to come after one that ran out of memory: the same again, and those that
+    waited, all with each batch in more parts. Raises its D3S2Error where it is in single images.
+    """
+    job = training.job
+    parts = _more_parts(job)
+    if not parts:
+        raise training.error()
+    say(f"{job.name}: out of memory, goes on with each batch in {parts} parts")
+    return [replace(each, parts=parts) for each in (job, *waiting)]
 
 
 def _more_parts(job: TrainingJob) -> int:
@@ -103,101 +135,145 @@ def _more_parts(job: TrainingJob) -> int:
     single images already.
     """
     share = job.batch_size // job.processes
-    return next((parts for parts in range(2 * job.parts, share + 1) if share % parts == 0), 0)
+    larger = range(2 * job.parts, share + 1)
+    return next((parts for parts in larger if share % parts == 0), 0)
 
 
-def _is_finished(job: TrainingJob, key: str) -> bool:
-    path = Path(job.work_dir) / RESULT
-    return path.is_file() and read_json(path).get("key") == key
+# ---------------------------------------------------------------------------------------- processes
+class _Pool:
+    """Running trainings, at most one on each of the cores; `say` hears how far they are."""
+
+    def __init__(self, cores: Sequence[int], say: Callable[[str], None]) -> None:
+        self._cores = cores
+        self._say = say
+        self._running: dict[int, _Training] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a training runs."""
+        return bool(self._running)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a core is free."""
+        return len(self._running) < len(self._cores)
+
+    def start(self, job: TrainingJob) -> None:
+        """Begin a training on the first free core."""
+        core = next(core for core in self._cores if core not in self._running)
+        self._running[core] = _Training(job, core)
+
+    def poll(self) -> list[_Training]:
+        """The trainings that have ended, well or not, since the last call; their cores are free."""
+        ended = []
+        for core, training in list(self._running.items()):
+            if training.has_ended():
+                ended.append(self._running.pop(core))
+            elif line := training.new_quarter():
+                self._say(line)
+        return ended
+
+    def stop(self) -> None:
+        """End all that still run, and wait until they have ended."""
+        for training in self._running.values():
+            training.stop()
+        self._running.clear()
 
 
-def _copy_finished(jobs: Sequence[TrainingJob], keys: Sequence[str], reuse: Path) -> None:
-    found = {read_json(path).get("key"): path.parent for path in sorted(reuse.rglob(RESULT))}
-    for job, key in zip(jobs, keys, strict=True):
-        if key in found and not _is_finished(job, key):
-            shutil.copytree(found[key], job.work_dir, dirs_exist_ok=True)
-            write_json(
-                Path(job.work_dir) / RESULT, {**read_json(found[key] / RESULT), "name": job.name}
-            )
-
-
-class _Child:
+class _Training:
     """A training in another process: `python -m d3s2.training.worker <job.json> <core>`, logged in
     train.log.
     """
 
-    def __init__(self, job: TrainingJob, core: int, progress: Callable[[str], None] | None):
-        self.job, self.progress, self.quarter = job, progress, 0
+    def __init__(self, job: TrainingJob, core: int) -> None:
+        self.job = job
         self.folder = Path(job.work_dir)
-        logs = self.folder / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+        self.logs = self.folder / "logs"
+        self._quarter = 0
+        self.logs.mkdir(parents=True, exist_ok=True)
         for name in ("progress.json", OUT_OF_MEMORY, ERROR):
-            (logs / name).unlink(missing_ok=True)
+            (self.logs / name).unlink(missing_ok=True)
         (self.folder / RESULT).unlink(missing_ok=True)
-        write_json(logs / "job.json", asdict(job))
-        environment = bound_environment() | {"PYTHONWARNINGS": "ignore"}
-        if job.device == "cpu":
-            environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
-        self.log = open(logs / "train.log", "wb")  # noqa: SIM115 - closed when the process has ended
-        command = [*_command(), str(logs / "job.json"), str(core)]
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])]
-        )
-        streams = {"stdin": subprocess.DEVNULL, "stdout": self.log, "stderr": subprocess.STDOUT}
-        self.process = subprocess.Popen(command, env=environment, **streams)
+        write_job(self.logs / "job.json", job)
+        command = [*_command(), str(self.logs / "job.json"), str(core)]
+        with open(self.logs / "train.log", "wb") as log:  # the process keeps its own end of it
+            self.process = subprocess.Popen(
+                command,
+                env=_environment(job),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
-    def is_done(self) -> bool:
-        """Report progress; True when the training has ended well. Raises D3S2Error when it has
+    def has_ended(self) -> bool:
+        """Whether the process is gone, for whatever reason."""
+        return self.process.poll() is not None
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether it ended because the GPU's memory was too small for a part of a batch."""
+        return (self.logs / OUT_OF_MEMORY).is_file()
+
+    def last_line(self) -> str:
+        """What is to be said of a training that has ended well. Raises its D3S2Error when it has
         failed.
         """
-        code = self.process.poll()
-        if code is None:
-            self._report()
-            return False
-        self.log.close()
-        if (self.folder / "logs" / OUT_OF_MEMORY).is_file():
+        failed = self.process.returncode != 0 or not (self.folder / RESULT).is_file()
+        if self.ran_out_of_memory or failed:
+            raise self.error()
+        result = read_result(self.folder)
+        return f"{self.job.name}: done, mIoU {result.miou:.1f} in {result.seconds:.0f} s"
+
+    def error(self) -> D3S2Error:
+        """Why it failed: what to lower for want of memory, else the end of the log."""
+        if self.ran_out_of_memory:
             share = self.job.batch_size // self.job.processes // self.job.parts
-            raise _OutOfMemory(
-                f"training {self.job.name!r}: "
-                f"{what_to_lower(share, 'batch_size', 'a smaller image_size')}"
-            )
-        if code != 0 or not (self.folder / RESULT).is_file():
-            raise D3S2Error(
-                f"training {self.job.name!r} failed (exit code {code}). The end of "
-                f"{self.log.name}:\n{self._tail()}"
-            )
-        if self.progress:
-            result = read_result(self.folder)
-            self.progress(
-                f"{self.job.name}: done, mIoU {result.miou:.1f} in {result.seconds:.0f} s"
-            )
-        return True
+            remedy = what_to_lower(share, "batch_size", "a smaller image_size")
+            return D3S2Error(f"training {self.job.name!r}: {remedy}")
+        return D3S2Error(
+            f"training {self.job.name!r} failed (exit code {self.process.returncode}). The end of "
+            f"{self.logs / 'train.log'}:\n{self._tail()}"
+        )
+
+    def new_quarter(self) -> str:
+        """A line when the training has come to another quarter of its way since the last call; ""
+        when not.
+        """
+        try:
+            state = json.loads((self.logs / "progress.json").read_text())
+        except (OSError, ValueError):  # not there yet, or half written
+            return ""
+        quarter = 4 * state["iteration"] // self.job.iterations
+        if not self._quarter < quarter < 4:
+            return ""
+        self._quarter = quarter
+        done = f"{state['iteration']} of {self.job.iterations} iterations"
+        return f"{self.job.name}: {done}, loss {state['loss']:.1f}"
 
     def stop(self) -> None:
         """End the process, and wait until it has ended."""
         if self.process.poll() is None:
             self.process.terminate()
             self.process.wait()
-        self.log.close()
 
-    def _report(self) -> None:
-        try:
-            state = json.loads((self.folder / "logs" / "progress.json").read_text())
-        except (OSError, ValueError):
-            return
-        quarter = 4 * state["iteration"] // self.job.iterations
-        if self.progress and self.quarter < quarter < 4:
-            self.quarter = quarter
-            done = f"{state['iteration']} of {self.job.iterations} iterations"
-            self.progress(f"{self.job.name}: {done}, loss {state['loss']:.1f}")
-
-    def _tail(self, lines: int = 12) -> str:
-        error = self.folder / "logs" / ERROR
-        source = (
-            error if error.is_file() else Path(self.log.name)
-        )  # without: killed, or failed before it began
-        return "\n".join(source.read_text(errors="replace").splitlines()[-lines:])
+    def _tail(self) -> str:
+        """The end of the traceback; without one (killed, or failed before it began), of the log."""
+        error = self.logs / ERROR
+        source = error if error.is_file() else self.logs / "train.log"
+        lines = source.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-TAIL_LINES:])
 
 
 def _command() -> list[str]:
+    """What a training is started with, before its job and its core."""
     return [sys.executable, "-m", "d3s2.training.worker"]
+
+
+def _environment(job: TrainingJob) -> dict[str, str]:
+    """The process ends with this one, finds this package, and on a CPU takes one thread."""
+    found = bound_environment() | {"PYTHONWARNINGS": "ignore"}
+    if job.device == "cpu":
+        found |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    earlier = found.get("PYTHONPATH")
+    found["PYTHONPATH"] = str(PACKAGE.parent) + (os.pathsep + earlier if earlier else "")
+    return found

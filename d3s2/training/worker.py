@@ -1,10 +1,9 @@
-"""Chapter 04: train Mask2Former on a training set, evaluate it, several side by side.
+"""Chapter 04: train Mask2Former on a training set and evaluate it, in this process.
 
-One training is one process with one core of its own: two multi-threaded trainings on the same cores
-slow each other down many times. A finished training leaves `result.json`, `model.safetensors` and
-`predictions.npz` in its folder and is not repeated; a killed one leaves a checkpoint and goes on
-from there. On one machine the same job gives the same bytes, with or without a break. Several GPUs
-share one training with `torchrun`.
+A finished training leaves `result.json`, `model.safetensors` and `predictions.npz` in its folder
+and is not repeated; a killed one leaves a checkpoint and goes on from there. On one machine the
+same job gives the same bytes, with or without a break. `python -m d3s2.training.worker` is the
+process in which `side_by_side.train_all` runs a job; several GPUs share one with `torchrun`.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from d3s2.core import machine
-from d3s2.core.files import atomic_path, read_json, write_json, write_npz
+from d3s2.core.files import atomic_path, write_json, write_npz
 from d3s2.core.processes import end_with_parent
 from d3s2.training.job import (
     ERROR,
@@ -31,7 +31,9 @@ from d3s2.training.job import (
     WEIGHTS,
     TrainingJob,
     TrainingResult,
+    check_job,
     job_key,
+    read_job,
     read_result,
 )
 
@@ -43,23 +45,33 @@ def train(job: TrainingJob) -> TrainingResult | None:
 
     Goes on from the checkpoint of the same job. Of several processes only the first has a result,
     the others None. Prefer `train_all` in notebooks: the Runner logs hundreds of lines and keeps
-    the threads it finds.
+    the threads it finds. Raises D3S2Error for everything `check_job` and `job_key` find.
     """
     from d3s2.training import mask2former  # imports mmseg: some seconds
 
-    key, folder, start = job_key(job), Path(job.work_dir), time.perf_counter()
+    begun = time.perf_counter()
+    check_job(job)
+    key = job_key(job)
+    folder = Path(job.work_dir)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "logs" / f"checkpoint-{key[:16]}.pt"
-    runner = mask2former.build_runner(job, checkpoint)
+    runner = mask2former.build_runner(job, folder / "logs" / f"checkpoint-{key[:16]}.pt")
     runner.train()  # its loop ends with one evaluation
     if runner.rank > 0:
         return None
-    metric, progress = runner.val_evaluator.metrics[0], mask2former.progress_hook(runner)
-    result = {
+    _write_files(folder, runner, _facts(job, key, runner), begun)
+    return read_result(folder)
+
+
+def _facts(job: TrainingJob, key: str, runner: Any) -> dict[str, object]:
+    """What `result.json` holds of a training that has ended."""
+    from d3s2.training.loop import progress_of
+
+    scores = runner.val_evaluator.metrics[0].per_class
+    return {
         "name": job.name,
-        "miou": 100 * float(np.nanmean(metric.per_class)),
-        "curve": progress.curve,
-        "per_class_iou": [None if math.isnan(value) else 100 * value for value in metric.per_class],
+        "miou": 100 * float(np.nanmean(scores)),
+        "curve": progress_of(runner).curve,
+        "per_class_iou": [None if math.isnan(score) else 100 * score for score in scores],
         "parameters": sum(weight.numel() for weight in runner.model.parameters()),
         "train_images": len(runner.train_dataloader.dataset),
         "iterations": job.iterations,
@@ -68,18 +80,27 @@ def train(job: TrainingJob) -> TrainingResult | None:
         "processes": job.processes,
         "parts": job.parts,
     }
+
+
+def _write_files(folder: Path, runner: Any, facts: dict[str, object], begun: float) -> None:
+    """Weights, predictions, cost, and last the result, which says that the others are there; then
+    nobody needs the checkpoints any more.
+    """
+    from d3s2.training import mask2former
+
     with atomic_path(folder / WEIGHTS) as temporary:
         mask2former.save_weights(runner.model, temporary)
-    write_npz(folder / PREDICTIONS, labels=np.stack(metric.predictions))
-    seconds = runner.train_loop.seconds_before + time.perf_counter() - start
+    predictions = runner.val_evaluator.metrics[0].predictions
+    write_npz(folder / PREDICTIONS, labels=np.stack(predictions))
+    seconds = runner.train_loop.seconds_before + time.perf_counter() - begun
     cost = {"seconds": seconds, "peak_memory_mb": machine.peak_memory()}
     write_json(folder / "logs" / "cost.json", cost)
-    write_json(folder / RESULT, result)
+    write_json(folder / RESULT, facts)
     for path in (folder / "logs").glob("checkpoint-*.pt"):
         path.unlink()
-    return read_result(folder)
 
 
+# ------------------------------------------------------------------------------ the process for one
 def main(arguments: Sequence[str]) -> int:
     """The child: `python -m d3s2.training.worker <job.json> <core>`. Anything that goes wrong ends
     up in its log.
@@ -87,31 +108,44 @@ def main(arguments: Sequence[str]) -> int:
     For a job of several processes it becomes `torchrun`, which starts this command once for each of
     them.
     """
+    end_with_parent()
+    path, core = arguments
+    job = read_job(path)
+    if job.processes > 1 and "LOCAL_RANK" not in os.environ:
+        _become_torchrun(job.processes, arguments)
+        return 0
+    if job.device == "cpu" and job.processes == 1:
+        _stay_on(int(core))
+    with _reported(Path(job.work_dir) / "logs"):
+        train(job)
+    return 0
+
+
+def _become_torchrun(processes: int, arguments: Sequence[str]) -> None:
+    """Start this command once for each process, and wait for them. Each finds its place in
+    LOCAL_RANK.
+    """
+    from torch.distributed import run
+
+    command = ["--standalone", f"--nproc-per-node={processes}", "-m", "d3s2.training.worker"]
+    run.main([*command, *arguments])
+
+
+def _stay_on(core: int) -> None:
+    """Bind this process to one core, where the system can: side by side they do not get in each
+    other's way.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+
+
+@contextlib.contextmanager
+def _reported(logs: Path) -> Iterator[None]:
+    """Leave an exception's traceback in `ERROR`, and a mark for want of memory, for the parent."""
     import torch
 
-    end_with_parent()
-    settings = read_json(arguments[0])
-    for name in ("size", "train_ids", "val_ids"):
-        settings[name] = None if settings[name] is None else tuple(settings[name])
-    job = TrainingJob(**settings)
-    if job.processes > 1 and "LOCAL_RANK" not in os.environ:
-        from torch.distributed import run
-
-        run.main(
-            [
-                "--standalone",
-                f"--nproc-per-node={job.processes}",
-                "-m",
-                "d3s2.training.worker",
-                *arguments,
-            ]
-        )
-        return 0
-    if job.device == "cpu" and job.processes == 1 and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(arguments[1])})
-    logs = Path(job.work_dir) / "logs"
     try:
-        train(job)
+        yield
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
             (logs / OUT_OF_MEMORY).touch()
@@ -122,7 +156,6 @@ def main(arguments: Sequence[str]) -> int:
         ):
             file.write(traceback.format_exc())
         raise
-    return 0
 
 
 if __name__ == "__main__":

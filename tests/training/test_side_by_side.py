@@ -4,26 +4,25 @@ processes.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_jobs import make_job, wait_for, write_data, write_splits
+from training_jobs import CLASSES, make_job, wait_for, write_data, write_splits
 
 from d3s2.core.errors import D3S2Error
-from d3s2.data.scenes import CLASSES
-from d3s2.training import mask2former
-from d3s2.training.job import PREDICTIONS, RESULT, WEIGHTS, job_key
+from d3s2.core.files import write_json
+from d3s2.training import mask2former, side_by_side
+from d3s2.training.job import PREDICTIONS, RESULT, WEIGHTS, write_job
 from d3s2.training.registered import FolderDataset
-from d3s2.training.side_by_side import asdict, train_all
+from d3s2.training.side_by_side import train_all
 
 pytestmark = pytest.mark.processes
 
@@ -51,16 +50,9 @@ def test_the_configuration_inherits_the_shipped_one(data, tmp_path):
     shipped = mask2former.Config.fromfile(str(mask2former.SHIPPED))
     head, original = config.model.decode_head, shipped.model.decode_head
     assert original.num_classes == 150 and head.num_classes == 11
-    assert len(head.loss_cls.class_weight) == 12 and tuple(
-        config.model.data_preprocessor["size"]
-    ) == (
-        96,
-        128,
-    )
-    for kept in (
-        "loss_mask",
-        "loss_dice",
-    ):  # the losses and the matching are the paper's Mask2Former
+    assert len(head.loss_cls.class_weight) == 12
+    assert tuple(config.model.data_preprocessor["size"]) == (96, 128)
+    for kept in ("loss_mask", "loss_dice"):  # losses and matching are the paper's Mask2Former
         assert head[kept] == original[kept]
     assert head.train_cfg.assigner == original.train_cfg.assigner
     assert config.model.backbone.init_cfg is None  # from scratch: nothing is downloaded
@@ -113,10 +105,8 @@ def test_an_image_without_a_labelled_pixel_gives_a_finite_loss(data, tmp_path):
     nothing = InstanceData(
         labels=torch.zeros(0, dtype=torch.int64), masks=torch.zeros(0, 32, 48, dtype=torch.int64)
     )
-    scores, masks = (
-        torch.randn(2, 1, head.num_queries, CLASSES + 1),
-        torch.randn(2, 1, head.num_queries, 16, 24),
-    )
+    scores = torch.randn(2, 1, head.num_queries, CLASSES + 1)
+    masks = torch.randn(2, 1, head.num_queries, 16, 24)
     losses = head.loss_by_feat(list(scores), list(masks), [nothing], [{}])
     assert all(bool(torch.isfinite(loss)) for loss in losses.values())
 
@@ -147,14 +137,6 @@ def test_the_same_job_gives_the_same_bytes_and_runs_once(data, tmp_path):
     assert sum(weight.numel() for weight in model.parameters()) == first.parameters
 
 
-def test_the_key_follows_what_decides_and_nothing_else(data, tmp_path):
-    job = make_job(data, tmp_path)
-    key = job_key(job)
-    assert job_key(replace(job, work_dir="elsewhere", name="other")) == key
-    for change in ({"seed": 1}, {"iterations": 4}, {"train_ids": ("1", "2")}, {"batch_size": 3}):
-        assert job_key(replace(job, **change)) != key
-
-
 def test_a_training_that_fails_says_why(data, tmp_path):
     broken = tmp_path / "data"
     write_data(broken, "train", 2, (32, 48), 0)
@@ -167,17 +149,14 @@ def test_a_training_that_fails_says_why(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"train_ids": ("1", "none")}, "'none'"),
-        ({"iterations": 0}, "iterations 0"),
-        ({"device": "tpu"}, "device 'tpu'"),
-        ({"train_root": "/nowhere"}, "/nowhere"),
-    ],
+    ("change", "words"), [({"iterations": 0}, "iterations 0"), ({"train_ids": ("none",)}, "'none'")]
 )
 def test_bad_jobs_are_named_before_anything_runs(data, tmp_path, change, words):
+    good = make_job(data, tmp_path / "good")
+    bad = make_job(data, tmp_path / "bad", **change)
     with pytest.raises(D3S2Error, match=words):
-        train_all([make_job(data, tmp_path, **change)], progress=None)
+        train_all([good, bad], progress=None)
+    assert not (tmp_path / "good").exists()
 
 
 def test_two_trainings_may_not_share_a_folder(data, tmp_path):
@@ -187,12 +166,10 @@ def test_two_trainings_may_not_share_a_folder(data, tmp_path):
 
 def test_a_training_ends_with_the_process_that_started_it(data, tmp_path):
     job = make_job(data, tmp_path / "run", iterations=100_000)
-    (tmp_path / "job.json").write_text(json.dumps(asdict(job)))
+    write_job(tmp_path / "job.json", job)
     code = (
-        "import json, sys; from d3s2.training.job import TrainingJob; from "
-        "d3s2.training.side_by_side import train_all;"
-        "job = json.load(open(sys.argv[1])); job['size'] = tuple(job['size']); "
-        "train_all([TrainingJob(**job)])"
+        "import sys; from d3s2.training.job import read_job; "
+        "from d3s2.training.side_by_side import train_all; train_all([read_job(sys.argv[1])])"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "job.json")])
     progress = tmp_path / "run" / "logs" / "progress.json"
@@ -202,3 +179,85 @@ def test_a_training_ends_with_the_process_that_started_it(data, tmp_path):
     parent.wait()
     wait_for(lambda: not any(os.path.exists(f"/proc/{child}") for child in children), 20)
     assert children and not (tmp_path / "run" / RESULT).exists()
+
+
+# ---------------------------------------------------------------------------------------- the pool
+class Sleeper(side_by_side._Training):
+    """A training that has ended when its job's seed says so."""
+
+    over: ClassVar[set[int]] = set()
+
+    def __init__(self, job, core):
+        self.job = job
+        self.core = core
+        self.stopped = False
+
+    def has_ended(self):
+        return self.job.seed in self.over
+
+    def new_quarter(self):
+        return f"{self.job.seed} goes on"
+
+    def stop(self):
+        self.stopped = True
+
+
+def test_the_pool_gives_each_training_a_core_of_its_own_and_frees_it(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, "_Training", Sleeper)
+    monkeypatch.setattr(Sleeper, "over", {1})
+    said: list[str] = []
+    pool = side_by_side._Pool([4, 7], said.append)
+    assert pool.has_room and not pool.is_busy
+    for seed in (0, 1):
+        pool.start(make_job(data, tmp_path, seed=seed))
+    assert pool.is_busy and not pool.has_room
+    (ended,) = pool.poll()
+    assert (ended.job.seed, ended.core) == (1, 7) and said == ["0 goes on"]
+    assert pool.has_room and pool.is_busy
+    pool.start(make_job(data, tmp_path, seed=2))
+    running = list(pool._running.values())
+    assert [(one.job.seed, one.core) for one in running] == [(0, 4), (2, 7)]
+    pool.stop()
+    assert all(one.stopped for one in running) and not ended.stopped and not pool.is_busy
+
+
+@pytest.mark.parametrize(
+    ("changes", "parallel", "at_once"),
+    [({}, 0, 3), ({}, 2, 2), ({}, 9, 5), ({"device": "cuda"}, 2, 1), ({"processes": 2}, 0, 1)],
+)
+def test_how_many_run_at_once(data, tmp_path, monkeypatch, changes, parallel, at_once):
+    """Of five cores, in a container that may use three."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {9, 3, 5, 1, 7}, raising=False)
+    monkeypatch.setattr(side_by_side.machine, "cores", lambda: 3)
+    jobs = [make_job(data, tmp_path), make_job(data, tmp_path, **changes)]
+    assert side_by_side._cores(jobs, parallel) == [1, 3, 5, 7, 9][:at_once]
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "parts", "more"),
+    [(8, 1, 1, 2), (8, 2, 2, 4), (6, 1, 2, 6), (12, 1, 2, 4), (9, 1, 1, 3), (8, 2, 4, 0)],
+)
+def test_more_parts_share_the_batch_evenly(data, tmp_path, batch, processes, parts, more):
+    job = make_job(data, tmp_path, batch_size=batch, processes=processes, parts=parts)
+    assert side_by_side._more_parts(job) == more
+
+
+def test_quarters_are_said_once(data, tmp_path):
+    training = object.__new__(side_by_side._Training)
+    training.job = make_job(data, tmp_path, iterations=40)
+    training.logs = tmp_path
+    training._quarter = 0
+    assert training.new_quarter() == ""
+    heard = []
+    for iteration in (5, 10, 15, 25, 25, 35, 40):
+        write_json(tmp_path / "progress.json", {"iteration": iteration, "loss": 2.0})
+        heard.append(training.new_quarter())
+    assert heard == [
+        "",
+        "tiny: 10 of 40 iterations, loss 2.0",
+        "",
+        "tiny: 25 of 40 iterations, loss 2.0",
+        "",
+        "tiny: 35 of 40 iterations, loss 2.0",
+        "",
+    ]

@@ -15,7 +15,7 @@ from d3s2.data import scenes
 from d3s2.data.folder import write_classes
 from d3s2.data.scenes import scenes_classes
 from d3s2.training import mask2former, swin
-from d3s2.training.job import TrainingJob, job_key
+from d3s2.training.job import TrainingJob, check_job, job_key
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,11 @@ def job(tmp_path_factory) -> TrainingJob:
         scenes.write_split(root, split, 2)
     torch.save({"state_dict": {}}, root / "swin.pth")
     return TrainingJob(
-        "swin",
-        str(root),
-        str(root),
-        20,
-        str(root / "work"),
+        name="swin",
+        train_root=str(root),
+        val_root=str(root),
+        num_classes=20,
+        work_dir=str(root / "work"),
         iterations=300,
         batch_size=4,
         network="swin-s",
@@ -39,10 +39,8 @@ def job(tmp_path_factory) -> TrainingJob:
 
 
 def test_network_augmentation_and_optimizer_are_the_shipped_ones(job):
-    ours, shipped = (
-        mask2former.build_config(job),
-        mask2former.Config.fromfile(str(mask2former.SHIPPED)),
-    )
+    ours = mask2former.build_config(job)
+    shipped = mask2former.Config.fromfile(str(mask2former.SHIPPED))
     changed = {"init_cfg"}
     assert {k: v for k, v in ours.model.backbone.items() if k not in changed} == {
         k: v for k, v in shipped.model.backbone.items() if k not in changed
@@ -90,7 +88,7 @@ def test_the_schedule_is_as_long_as_the_job_and_the_rate_scaled_to_its_batch(job
 def test_missing_backbone_weights_and_unknown_networks_are_a_sentence(job):
     for wrong in (replace(job, backbone_weights="/nowhere.pth"), replace(job, network="swin-x")):
         with pytest.raises(D3S2Error, match="network 'swin-"):
-            job_key(wrong)
+            check_job(wrong)
     assert job_key(job) != job_key(replace(job, network="scaled-down"))
 
 

@@ -1,0 +1,137 @@
+"""What decides a training: the check of a job, its key, and its files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from training_jobs import make_job, write_splits
+
+from d3s2.core.errors import D3S2Error
+from d3s2.core.files import write_json
+from d3s2.training import job as module
+from d3s2.training.job import (
+    RESULT,
+    TrainingJob,
+    check_job,
+    job_key,
+    open_split,
+    read_job,
+    read_result,
+    write_job,
+)
+
+BESIDE = {
+    "name": "other",
+    "work_dir": "elsewhere",
+    "processes": 2,
+    "parts": 2,
+    "checkpoint_every": 7,
+    "backbone_weights": "nowhere.pth",
+}
+DECIDING = {
+    "num_classes": 5,
+    "train_ids": ("1", "2"),
+    "val_ids": ("1",),
+    "train_split": "val",
+    "val_split": "train",
+    "iterations": 4,
+    "batch_size": 3,
+    "seed": 1,
+    "size": (32, 40),
+    "device": "cuda",
+    "network": "other",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_splits(tmp_path_factory.mktemp("data"))
+
+
+def test_the_key_follows_what_decides_and_nothing_else(data, tmp_path):
+    job = make_job(data, tmp_path)
+    key = job_key(job)
+    for name, value in BESIDE.items():
+        assert job_key(replace(job, **{name: value})) == key, name
+    others = [job_key(replace(job, **{name: value})) for name, value in DECIDING.items()]
+    assert len({key, *others}) == 1 + len(DECIDING)
+    places = {"train_root", "val_root"}
+    assert {spec.name for spec in fields(TrainingJob)} == {*BESIDE, *DECIDING, *places}
+
+
+def test_the_same_data_elsewhere_is_the_same_job_and_changed_data_is_not(data, tmp_path):
+    copy = write_splits(tmp_path / "copy")
+    job = make_job(data, tmp_path)
+    moved = make_job(copy, tmp_path)
+    assert job_key(moved) == job_key(job)
+    (copy / "val" / "labels" / "1.png").write_bytes((data / "val/labels/2.png").read_bytes())
+    assert job_key(moved) != job_key(job)
+
+
+def test_the_key_reads_each_split_once_and_the_check_none(data, tmp_path, monkeypatch):
+    opened: list[str] = []
+
+    def counted(root, split, ids, size):
+        opened.append(split)
+        return open_split(root, split, ids, size)
+
+    monkeypatch.setattr(module, "open_split", counted)
+    check_job(make_job(data, tmp_path))
+    assert opened == []
+    job_key(make_job(data, tmp_path))
+    assert opened == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"iterations": 0}, "iterations 0"),
+        ({"num_classes": 0}, "classes 0"),
+        ({"size": (64, 15)}, "at least \\(16, 16\\)"),
+        ({"device": "tpu"}, "device 'tpu'"),
+        ({"network": "swin-x"}, "network 'swin-x'"),
+        ({"network": "swin-s"}, "'' is no file"),
+        ({"processes": 3}, "a batch of 2 cannot be shared by 3 processes"),
+        ({"parts": 3}, "in 3 parts"),
+        ({"processes": 2, "parts": 2}, "a batch of 2 cannot be shared"),
+        ({"processes": 0}, "by 0 processes"),
+        ({"checkpoint_every": 0}, "a batch of 2 cannot be shared"),
+    ],
+)
+def test_what_cannot_be_trained_is_named(data, tmp_path, change, words):
+    with pytest.raises(D3S2Error, match=words):
+        check_job(make_job(data, tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"train_ids": ("1", "none")}, "'none'"), ({"train_root": "/nowhere"}, "/nowhere")],
+)
+def test_data_that_is_not_there_is_named(data, tmp_path, change, words):
+    with pytest.raises(D3S2Error, match=words):
+        job_key(make_job(data, tmp_path, **change))
+
+
+def test_a_job_survives_the_disk(data, tmp_path):
+    for job in (make_job(data, tmp_path), make_job(data, tmp_path, train_ids=("4", "1"))):
+        write_job(tmp_path / "job.json", job)
+        assert read_job(tmp_path / "job.json") == job
+    with pytest.raises(D3S2Error, match="missing"):
+        read_job(tmp_path / "none.json")
+
+
+def test_a_result_is_read_with_its_cost_and_its_unknown_classes(tmp_path):
+    with pytest.raises(D3S2Error, match="no finished training"):
+        read_result(tmp_path)
+    facts = {"name": "a", "miou": 40.0, "per_class_iou": [40.0, None], "curve": [[10, 2.5]]}
+    facts |= {"parameters": 9, "train_images": 3, "iterations": 10, "seed": 0, "key": "k"}
+    write_json(tmp_path / RESULT, facts)
+    found = read_result(tmp_path)
+    assert found.curve == ((10, 2.5),) and math.isnan(found.per_class_iou[1])
+    assert math.isnan(found.seconds)
+    write_json(tmp_path / "logs" / "cost.json", {"seconds": 3.0, "peak_memory_mb": 5})
+    assert read_result(tmp_path).seconds == 3.0
+    assert replace(found, per_class_iou=()) == replace(read_result(tmp_path), per_class_iou=())

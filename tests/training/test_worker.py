@@ -1,0 +1,106 @@
+"""The process of one training: where it is bound, what it becomes, what it leaves when it fails."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from training_jobs import make_job
+
+from d3s2.core.files import read_json
+from d3s2.training import mask2former, worker
+from d3s2.training.job import ERROR, OUT_OF_MEMORY, PREDICTIONS, RESULT, WEIGHTS, write_job
+
+
+@pytest.fixture
+def called(tmp_path, monkeypatch) -> list[tuple]:
+    """What `main` does with a job, without doing it."""
+    calls: list[tuple] = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(worker, "train", lambda job: calls.append(("train", job.name)))
+    monkeypatch.setattr(worker, "_stay_on", lambda core: calls.append(("core", core)))
+    monkeypatch.setattr("torch.distributed.run.main", lambda command: calls.append((*command,)))
+    return calls
+
+
+def run(tmp_path: Path, **changes) -> int:
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    write_job(tmp_path / "job.json", make_job(tmp_path, tmp_path, **changes))
+    return worker.main([str(tmp_path / "job.json"), "3"])
+
+
+def test_a_training_alone_stays_on_its_core(tmp_path, called):
+    assert run(tmp_path) == 0 and called == [("core", 3), ("train", "tiny")]
+
+
+def test_a_training_on_a_gpu_takes_all_cores(tmp_path, called):
+    assert run(tmp_path, device="cuda") == 0 and called == [("train", "tiny")]
+
+
+def test_several_processes_are_started_by_torchrun_and_train(tmp_path, called, monkeypatch):
+    assert run(tmp_path, processes=2) == 0
+    place = str(tmp_path / "job.json")
+    command = ("--standalone", "--nproc-per-node=2", "-m", "d3s2.training.worker", place, "3")
+    assert called == [command]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run(tmp_path, processes=2) == 0 and called[1:] == [("train", "tiny")]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds to cores")
+def test_a_process_is_bound_to_its_core():
+    before = os.sched_getaffinity(0)
+    try:
+        worker._stay_on(max(before))
+        assert os.sched_getaffinity(0) == {max(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_a_failure_leaves_its_traceback_and_the_first_one_counts(tmp_path):
+    for message in ("first", "second"):
+        with pytest.raises(ValueError, match=message), worker._reported(tmp_path):
+            raise ValueError(message)
+    text = (tmp_path / ERROR).read_text()
+    assert text.startswith("Traceback") and text.endswith("ValueError: first\n")
+    assert not (tmp_path / OUT_OF_MEMORY).exists()
+
+
+def test_want_of_memory_leaves_a_mark(tmp_path):
+    with pytest.raises(torch.OutOfMemoryError), worker._reported(tmp_path):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert (tmp_path / OUT_OF_MEMORY).is_file() and "OutOfMemoryError" in (
+        tmp_path / ERROR
+    ).read_text()
+
+
+def test_the_result_is_written_when_all_else_is_there(tmp_path, monkeypatch):
+    """A process that is killed in between has no result, and its checkpoint still."""
+    runner = SimpleNamespace(
+        model=torch.nn.Linear(2, 1),
+        train_loop=SimpleNamespace(seconds_before=100.0),
+        val_evaluator=SimpleNamespace(metrics=[SimpleNamespace(predictions=[np.eye(2)])]),
+    )
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    checkpoint = logs / "checkpoint-0.pt"
+    checkpoint.touch()
+    others = [tmp_path / WEIGHTS, tmp_path / PREDICTIONS, logs / "cost.json", checkpoint]
+    real = worker.write_json
+    seen = []
+
+    def watched(path, value):
+        if path.name == RESULT:
+            seen.extend(other.is_file() for other in others)
+        real(path, value)
+
+    monkeypatch.setattr(worker, "write_json", watched)
+    worker._write_files(tmp_path, runner, {"miou": 1.0}, begun=0.0)
+    assert seen == [True] * 4 and not checkpoint.exists()
+    assert read_json(tmp_path / RESULT) == {"miou": 1.0}
+    assert read_json(logs / "cost.json")["seconds"] > 100
+    weights = mask2former.load_file(tmp_path / WEIGHTS)
+    assert torch.equal(weights["weight"], runner.model.weight)
