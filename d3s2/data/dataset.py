@@ -67,11 +67,28 @@ class SegmentationDataset:
         return len(self.ids)
 
     @property
+    def root(self) -> Path:
+        """The folder of a data set in the ordinary layout, of which the images lie in
+        `<root>/<split>/images` (see `data.folder`).
+
+        Raises D3S2Error for a data set in another layout, and for one without an image.
+        """
+        for path in self.image_paths[:1]:
+            if path.parts[-3:-1] == (self.split, "images"):
+                return path.parents[2]
+        raise D3S2Error(
+            f"{self.name}/{self.split} does not lie in a folder of the ordinary layout: write it "
+            "there with `data.folder.materialise`."
+        )
+
+    @property
     def num_classes(self) -> int:
+        """C."""
         return len(self.classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names in train-id order."""
         return tuple(info.name for info in self.classes)
 
     @property
@@ -101,9 +118,8 @@ class SegmentationDataset:
                 labels = _from_ids(np.array(mask), self.code, path)
         self._check_size(index, labels)
         if self.size is not None:
-            labels = np.array(
-                Image.fromarray(labels).resize(self.size[::-1], Image.Resampling.NEAREST)
-            )
+            mask = Image.fromarray(labels).resize(self.size[::-1], Image.Resampling.NEAREST)
+            labels = np.array(mask)
         return labels
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> SegmentationDataset:
@@ -146,6 +162,7 @@ class SegmentationDataset:
 
 
 def _open(path: Path, modes: tuple[str, ...], kind: str, load: bool = True) -> Image.Image:
+    """A picture in one of these pixel formats. load: False reads no pixel, and checks no format."""
     try:
         image = Image.open(path)
         if load:
@@ -193,35 +210,38 @@ def _pixel_format(path: Path, image: Image.Image, kind: str) -> str:
 
 
 def _from_ids(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
+    """uint8[H, W] train ids of a mask's uint8[H, W] ids."""
     labels = np.array(code.to_train, dtype=np.int16)[raw]
     if (labels < 0).any():
         wrong = sorted({int(value) for value in raw[labels < 0]})
+        remedy = code.remedy or "add the class there, or write 255 (ignore) in the mask."
         raise D3S2Error(
             f"mask {path} holds id {', '.join(map(str, wrong[:5]))}, which {code.source} does not "
-            "list: " + (code.remedy or "add the class there, or write 255 (ignore) in the mask.")
+            f"list: {remedy}"
         )
     return labels.astype(np.uint8)
 
 
 def _from_colors(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
+    """uint8[H, W] train ids of a mask's uint8[H, W, 3] colours."""
     packed = raw.astype(np.int64) @ np.array([65536, 256, 1])
     values, inverse = np.unique(packed, return_inverse=True)
     colors = [(int(value) >> 16, (int(value) >> 8) & 255, int(value) & 255) for value in values]
     wrong = [color for color in colors if color not in code.colors]
     if wrong:
+        remedy = code.remedy or (
+            "add the colour there; and save masks as PNG, since JPEG changes colours."
+        )
         raise D3S2Error(
             f"mask {path} holds colour {wrong[0]} (one of {len(wrong)} unknown), which "
-            f"{code.source} does not list: "
-            + (
-                code.remedy
-                or "add the colour there; and save masks as PNG, since JPEG changes colours."
-            )
+            f"{code.source} does not list: {remedy}"
         )
     table = np.array([code.colors[color] for color in colors], dtype=np.uint8)
     return table[inverse].reshape(packed.shape)
 
 
 def _file_token(path: Path) -> bytes:
+    """Length and SHA-256 of what a fingerprint reads of a file."""
     try:
         with open(path, "rb") as stream:
             length = stream.seek(0, 2)

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,14 @@ from d3s2.guidance.painting import Painter, Recipe, synthesise
 from d3s2.guidance.sampler import Guidance
 from d3s2.models.load import load_generator, load_proxy, weights_digest
 from d3s2.runs import config
-from d3s2.selection import budget_size, class_weights, greedy, presence, random_ranking
+from d3s2.selection import (
+    Ranking,
+    budget_size,
+    class_weights,
+    greedy,
+    presence,
+    random_ranking,
+)
 from d3s2.statistics.features import ClassMoments, feature_statistics
 from d3s2.statistics.pixels import count_pixels
 from d3s2.training.job import TrainingJob
@@ -165,13 +173,15 @@ class Workshop:
     def __post_init__(self) -> None:
         self.train, self.val = open_splits(self.settings, progress=False)
         self.size = budget_size(self.settings.budget, len(self.train))
-        counts = count_pixels(self.train, progress=False)
-        images = np.asarray((counts.counts > 0).sum(axis=0)).ravel()
-        matrix = presence(counts, self.settings.presence_threshold)
-        self.ranking = greedy(
-            matrix, class_weights(images, self.settings.beta), self.size, self.settings.delta
-        )
         self._painter: Painter | None = None
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The greedy selection, made on first use: it counts every pixel of the training split."""
+        counts = count_pixels(self.train, progress=False)
+        matrix = presence(counts, self.settings.presence_threshold)
+        weights = class_weights(counts.image_counts(), self.settings.beta)
+        return greedy(matrix, weights, self.size, self.settings.delta)
 
     def masks(self, arm: Arm, seed: int) -> np.ndarray:
         """int64[k]: which masks of the training split an arm takes for one training seed."""
@@ -229,19 +239,22 @@ class Workshop:
 
     def job(self, name: str, seed: int, distillations: int) -> TrainingJob:
         """The training of one arm with one seed."""
-        arm, real = ARMS[name], str(self.train.image_paths[0].parents[2])
-        generated = (
-            None if arm.recipe is None else str(self.distil(name, seed % distillations).resolve())
-        )
-        ids = None if generated else tuple(self.train.ids[i] for i in self.masks(arm, seed))
+        arm = ARMS[name]
+        real = str(self.train.root)
+        if arm.recipe is None:
+            root = real
+            ids = tuple(self.train.ids[i] for i in self.masks(arm, seed))
+        else:
+            root = str(self.distil(name, seed % distillations).resolve())
+            ids = None
         return TrainingJob(
-            f"{name} {seed}",
-            generated or real,
-            real,
-            self.train.num_classes,
-            str(self.work / "training" / f"{name.replace(' ', '-')}-{seed}"),
-            ids,
-            self.val.ids,
+            name=f"{name} {seed}",
+            train_root=root,
+            val_root=real,
+            num_classes=self.train.num_classes,
+            work_dir=str(self.work / "training" / f"{name.replace(' ', '-')}-{seed}"),
+            train_ids=ids,
+            val_ids=self.val.ids,
             iterations=self.settings.iterations,
             batch_size=self.settings.batch_size,
             seed=seed,

@@ -35,16 +35,17 @@ def measure_curve(
     """
     settings = config.resolve({"profile": "scenes"}, remember=False)
     train, val = open_splits(settings, progress=False)
-    root, size = str(train.image_paths[0].parents[2]), train.read_image(0).shape[:2]
+    root = str(train.root)
+    size = train.read_image(0).shape[:2]
     jobs = [
         TrainingJob(
-            f"full {length}",
-            root,
-            root,
-            train.num_classes,
-            str(work / f"full-{length}-{seed}"),
-            train.ids,
-            val.ids,
+            name=f"full {length}",
+            train_root=root,
+            val_root=root,
+            num_classes=train.num_classes,
+            work_dir=str(work / f"full-{length}-{seed}"),
+            train_ids=train.ids,
+            val_ids=val.ids,
             iterations=length,
             batch_size=settings.batch_size,
             seed=seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,16 @@ def test_size_resizes_image_and_mask(root: Path) -> None:
     data = open_dataset("folder", root, "train", size=(3, 4))
     assert data.read_image(0).shape == (3, 4, 3) and data.read_labels(0).shape == (3, 4)
     assert set(np.unique(data.read_labels(0))) <= {0, 1, IGNORE}
+
+
+def test_the_root_is_the_folder_of_the_ordinary_layout_and_of_no_other(root: Path) -> None:
+    data = open_dataset("folder", root, "train")
+    assert data.root == root and data.subset([1]).root == root
+    for path in (root / "train" / "a.png", root / "val" / "images" / "a.png"):
+        with pytest.raises(D3S2Error, match="ordinary layout"):
+            _ = replace(data, image_paths=(path,)).root
+    with pytest.raises(D3S2Error, match="ordinary layout"):
+        _ = data.subset([]).root
 
 
 def test_subset_keeps_order(root: Path) -> None:
