@@ -1,0 +1,476 @@
+"""What README and documents say can be typed, opened and run: commands, parameters, links, paths,
+code. README stays short, and its table is what the committed measurements give.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib.util
+import re
+import shlex
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from scipy import stats
+from small_scenes import small_scenes
+
+import d3s2
+from d3s2.core import places
+from d3s2.core.files import read_json, write_json
+from d3s2.data import opening
+from d3s2.data.tensors import read_masks
+from d3s2.guidance.losses import FeatureTargets
+from d3s2.guidance.painting import Painter, Recipe, generate
+from d3s2.guidance.sampler import Guidance
+from d3s2.models.load import load_generator, load_proxy
+from d3s2.runs import cli, config
+from d3s2.runs.parameters import FIELDS, parse
+from d3s2.runs.profiles import PROFILES
+from d3s2.runs.stages import Stage
+from d3s2.statistics.features import feature_statistics
+from d3s2.studies import ablation
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+MOST_WORDS = 900
+
+
+def document(path: Path) -> SimpleNamespace:
+    """Name and text of a Markdown file; its blocks as (language, code); its prose without them."""
+    text = path.read_text(encoding="utf-8")
+    fence = r"^```(\w*)\n(.*?)^```\n?"
+    blocks = re.findall(fence, text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(fence, "", text, flags=re.MULTILINE | re.DOTALL)
+    name = path.relative_to(ROOT).as_posix()
+    return SimpleNamespace(name=name, path=path, text=text, blocks=blocks, prose=prose)
+
+
+DOCUMENTS = [document(ROOT / name) for name in FILES]
+DOCUMENTS += [document(path) for path in sorted((ROOT / "docs").glob("*.md"))]
+README = DOCUMENTS[0]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(document, code) of every block in this language."""
+    return [
+        (page.name, code) for page in DOCUMENTS for kind, code in page.blocks if kind == language
+    ]
+
+
+def spans(page: SimpleNamespace) -> list[str]:
+    """What stands between single backticks in the prose."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", page.prose)]
+
+
+def typed(page: SimpleNamespace) -> list[str]:
+    """Every line of a block without a language, and every span: what a reader may type."""
+    lines = [line for kind, code in page.blocks if not kind for line in code.splitlines()]
+    return lines + spans(page)
+
+
+def found(pattern: str) -> list[str]:
+    """Group 1 of the pattern in all that may be typed."""
+    matches = [re.search(pattern, line) for page in DOCUMENTS for line in typed(page)]
+    return sorted({match.group(1) for match in matches if match})
+
+
+def slug(heading: str) -> str:
+    """The anchor that a web view gives a heading."""
+    plain = re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", heading.strip().lower())
+    return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+
+
+# ----------------------------------------------------------------------------------------- commands
+COMMANDS = found(r"^(?:\.venv/bin/)?d3s2 ([a-z].*)") + found(r"^docker run .* d3s2 ([a-z].*)")
+
+
+@pytest.fixture
+def named_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the parameter files that the documents show: the YAML blocks whose
+    first line is a comment with their name.
+    """
+    for _, code in blocks("yaml"):
+        (tmp_path / re.match(r"# (\S+\.yaml)\n", code).group(1)).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("D3S2_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_there_are_commands_of_every_kind() -> None:
+    kinds = {line.split()[0] for line in COMMANDS}
+    assert kinds >= {"run", "sweep", "check", "results", "fetch", "publish"}
+    assert any(" -f " in line for line in COMMANDS)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_and_their_parameters_exist(line: str, named_files: Path) -> None:
+    options = cli._parser().parse_args(shlex.split(line, comments=True))
+    if line == "sweep":  # the command as such, named in a sentence
+        return
+    if options.command is cli._sweep:
+        fixed, grid = cli.grid_of(options)
+        fixed |= {name: values[-1] for name, values in grid.items()}
+    else:
+        fixed = cli.parameters(options) if hasattr(options, "parameters") else {}
+    config.resolve(fixed, remember=False)
+
+
+def test_a_parameter_file_does_what_is_said(named_files: Path) -> None:
+    line = "run -f mine.yaml -p budget=0.2"
+    options = cli._parser().parse_args(line.split())
+    settings = config.resolve(cli.parameters(options), remember=False)
+    assert (settings.profile, settings.budget, settings.image_size) == ("camvid", 0.2, "96x128")
+    assert Path(settings.run_dir) == named_files / "runs" / "mine"
+
+
+def test_parameters_of_their_own_exist() -> None:
+    """`-p name=value` where no command stands before it; names in a table of parameters."""
+    for setting in found(r"^-p (\w+=\S+)$"):
+        name, _, value = setting.partition("=")
+        parse(name, value)
+    for page in DOCUMENTS:
+        for head, cells in re.findall(
+            r"^\| (parameter [^\n]*)\n\|[-:| ]+\n((?:\|.*\n)+)", page.text, re.M
+        ):
+            assert "-p" in head
+            for row in cells.splitlines():
+                for name in re.findall(r"`(\w+)`", row.split("|")[1]):
+                    assert name in FIELDS, f"{page.name}: {name}"
+
+
+def test_the_profiles_that_are_described_are_those_there_are() -> None:
+    page = (ROOT / "docs" / "parameters.md").read_text()
+    table = page[page.index("| profile |") : page.index("A *parameter file*")]
+    rows = [row.split("|")[1] for row in table.strip().splitlines()[2:]]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(PROFILES)
+    said = re.search(r"make nothing run again: (.*?)\.", page, re.DOTALL).group(1)
+    free = {name for name, entry in FIELDS.items() if not entry.metadata["decides"]}
+    assert set(re.findall(r"`(\w+)`", said)) == free
+
+
+def test_targets_build_arguments_and_ports_exist() -> None:
+    makefile, dockerfile = (ROOT / "Makefile").read_text(), (ROOT / "Dockerfile").read_text()
+    targets, given = found(r"^make ([a-z]+)"), found(r"--build-arg (\w+)=")
+    assert {"run", "test", "unit", "lint", "lab"} <= set(targets)
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    assert len(given) >= 3 and all(f"ARG {name}=" in dockerfile for name in given)
+    ports = found(r"-p 127\.0\.0\.1:\d+:(\d+)")
+    assert ports and all("EXPOSE " + port in dockerfile for port in ports)
+
+
+def modules() -> list[str]:
+    """`module options` of every `python -m d3s2…`, but those that the changelog says are gone."""
+    pages = [page for page in DOCUMENTS if page.name != "CHANGELOG.md"]
+    lines = [line for page in pages for line in typed(page)]
+    gone = r"\| before \| now \|\n.*\n((?:.*\|.*\n)+)"
+    table = re.search(gone, (ROOT / "CHANGELOG.md").read_text()).group(1)
+    lines += [
+        span for row in table.splitlines() for span in re.findall(r"`(.+?)`", row.split("|")[2])
+    ]
+    matches = [re.search(r"python -m (d3s2\..*)", line) for line in lines]
+    return sorted({match.group(1) for match in matches if match})
+
+
+@pytest.mark.parametrize("line", modules())
+def test_modules_that_are_run_exist_and_know_their_options(line: str) -> None:
+    module, *words = shlex.split(line, comments=True)
+    source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+    assert '__name__ == "__main__"' in source
+    for option in [word for word in words if word.startswith("--")]:
+        assert f'"{option}"' in source, option
+    if "--arms" in words:
+        arms = words[words.index("--arms") + 1 :]
+        end = next((place for place, word in enumerate(arms) if word[0] == "-"), len(arms))
+        assert set(arms[:end]) <= set(ablation.ARMS)
+
+
+def test_the_changelog_sends_people_to_modules_that_exist() -> None:
+    rows = re.findall(
+        r"^  \|([^|]*)\|([^|]*)\|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    new = re.findall(r"`(?:python -m )?(d3s2[.\w]+)`", "".join(now for _, now in rows))
+    assert len(new) > 20
+    for name in new:
+        assert importlib.util.find_spec(name) is not None, name
+
+
+# ---------------------------------------------------------------------------------- links and paths
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_links_and_anchors_lead_somewhere(page: SimpleNamespace) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.prose):
+        assert "://" not in target, f"{target}: nothing outside is linked to"
+        name, _, anchor = target.partition("#")
+        path = (page.path.parent / name).resolve() if name else page.path
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", document(path).prose, re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+def definitions(path: Path) -> set[str]:
+    """Names that a module defines at its top level, and `Class.method`."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign):
+            names.add(ast.unparse(node.target))
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            names |= {f"{node.name}.{part.name}" for part in node.body if hasattr(part, "name")}
+    return names
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_paths_and_the_names_in_them_exist(page: SimpleNamespace) -> None:
+    pattern = r"(?<![\w/.-])((?:d3s2|tests|notebooks|docs)/[\w./-]*\w/?)(?:::([\w.]+))?"
+    for span in spans(page):
+        for name, definition in re.findall(pattern, span):
+            path = ROOT / name
+            assert path.exists() or name == "d3s2/home", name
+            if definition:
+                assert definition in definitions(path), f"{name}::{definition}"
+
+
+def test_every_room_is_on_the_map() -> None:
+    tree = next(
+        code for kind, code in document(ROOT / "docs" / "architecture.md").blocks if not kind
+    )
+    inside = tree[tree.index("d3s2/\n") : tree.index("tests/")]
+    said = set(re.findall(r"^  (\w+)(?:/|\.py) ", inside, re.MULTILINE))
+    there = {path.stem for path in (ROOT / "d3s2").iterdir() if path.name[0] not in "_."}
+    assert said == there
+
+
+# --------------------------------------------------------------------------------------------- code
+def without(code: str) -> bool:
+    """Whether a block says by its first line that it needs a module, and that is not here."""
+    needed = re.match(r"# needs (\w+)\n", code)
+    return bool(needed) and importlib.util.find_spec(needed.group(1)) is None
+
+
+def run_block(name: str, about: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Execute the one Python block of a document that contains `about`; its names."""
+    code = [code for page, code in blocks("python") if page == name and about in code]
+    assert len(code) == 1, about
+    names = {"__name__": "block"} if names is None else names
+    exec(compile(code[0], f"{name}: {about}", "exec"), names)  # noqa: S102 - our own documents
+    return names
+
+
+def test_every_python_block_is_executed_below_or_says_what_it_needs() -> None:
+    below = Path(__file__).read_text(encoding="utf-8").partition("def test_every_python_block")[2]
+    abouts = re.findall(r'run_block\(PAGE, "(.+?)"', below)
+    for page, code in blocks("python"):
+        ast.parse(code)
+        assert without(code) or (page == PAGE and any(about in code for about in abouts)), code
+
+
+PAGE = "docs/architecture.md"
+
+
+def test_a_layout_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "OPENERS", dict(opening.OPENERS))
+    for part, value in (("photos", 90), ("masks", 1)):
+        (tmp_path / "train" / part).mkdir(parents=True)
+        kind = (8, 8, 3) if part == "photos" else (8, 8)
+        Image.fromarray(np.full(kind, value, np.uint8)).save(tmp_path / "train" / part / "a.png")
+    run_block(PAGE, "OPENERS[")
+    leaves = opening.open_dataset("leaves", tmp_path, "train")
+    assert leaves.ids == ("a",) and leaves.class_names == ("ground", "leaf")
+    assert (leaves.read_labels(0) == 1).all() and (leaves.read_image(0) == 90).all()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On a busy machine several threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_loss_can_be_added(tmp_path: Path, one_thread: None) -> None:
+    scenes = small_scenes(tmp_path, 4)
+    proxy = load_proxy(places.EMBEDDED_WEIGHTS / "proxy")
+    moments = feature_statistics(scenes, proxy, progress=False)
+    names: dict[str, Any] = {
+        "__name__": "block",
+        "generator": load_generator(places.EMBEDDED_WEIGHTS / "generator"),
+        "proxy": proxy,
+        "targets": FeatureTargets.from_moments(moments),
+        "labels": read_masks(scenes, [0, 1]),
+        "ids": scenes.ids[:2],
+    }
+    run_block(PAGE, "def muted_losses", names)
+    run_block(PAGE, "losses=muted_losses", names)
+    plain = Painter(names["generator"], proxy, names["targets"])
+    guidance = Guidance({"segmentation": 0.1, "feature": 0.1})
+    recipe = Recipe("plain", steps=10, guidance=guidance)
+    unmuted = generate(plain, names["labels"], names["ids"], recipe)
+    colour = names["colourfulness"]
+    assert (colour(names["images"]) < 0.8 * colour(unmuted)).all()
+
+
+def test_a_method_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "ARMS", dict(ablation.ARMS))
+    run_block(PAGE, "ARMS[")
+    assert ablation.ARMS["fresh noise"].recipe.guidance.random
+    assert not ablation.ARMS["d3s2"].recipe.guidance.random
+
+
+def test_a_notebook_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("D3S2_HOME", str(tmp_path))
+    run_dir = places.home() / "runs" / "scenes"
+    before = Stage(run_dir, "selection", {}, modules=["selection"])
+    write_json(before.begin() / "selected.json", {"ids": ["b", "a"]})
+    before.finish()
+    names = run_block(PAGE, "profile: str = None")
+    run_block(PAGE, "run.find(", names)
+    assert names["stage"].is_current()
+    assert read_json(run_dir / "first" / "first.json") == {"first": "b"}
+
+
+def test_yaml_can_be_read() -> None:
+    found = {
+        re.match(r"# (\S+)", code).group(1): yaml.safe_load(code) for _, code in blocks("yaml")
+    }
+    pod = found.pop("workers.yaml")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["volumeMounts"] == [
+        {"name": pod["volumes"][0]["name"], "mountPath": "/d3s2"}
+    ]
+    assert found.keys() == {"mine.yaml", "grid.yaml"}
+    assert all(name in FIELDS for values in found.values() for name in values)
+
+
+# ------------------------------------------------------------------------------ README and citation
+def test_readme_is_short() -> None:
+    """Words count as a reader sees them, those in tables too; code blocks, the targets of links and
+    the strokes of tables do not.
+    """
+    text = re.sub(r"\]\([^)]*\)", "]", README.prose)
+    words = [word for word in text.split() if re.search(r"\w", word)]
+    assert len(words) < MOST_WORDS, len(words)
+
+
+def test_nothing_is_said_of_other_places() -> None:
+    for page in [*DOCUMENTS, document(ROOT / "CITATION.cff")]:
+        assert not re.search(r"https?://|/(?:home|root|work|tmp)/", page.text), page.name
+
+
+def scores() -> dict[str, dict[int, tuple[str, float]]]:
+    """{arm: {seed: (distillation, mIoU)}}, as committed."""
+    by_arm: dict[str, dict[int, tuple[str, float]]] = defaultdict(dict)
+    with open(ROOT / "d3s2/studies/reference/ablation.csv", newline="") as stream:
+        for row in csv.DictReader(stream):
+            by_arm[row["arm"]][int(row["seed"])] = row["distillation"], float(row["miou"])
+    return by_arm
+
+
+def gaps(ours: str, other: str) -> list[tuple[str, float]]:
+    """(distillation, D3S2's lead) seed by seed."""
+    a, b = scores()[ours], scores()[other]
+    return [(a[seed][0], a[seed][1] - b[seed][1]) for seed in sorted(a.keys() & b.keys())]
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values), half
+
+
+def close(said: str, values: tuple[float, ...]) -> bool:
+    """Whether numbers in a text are these, to the decimal that it gives."""
+    said = said.replace("\N{MINUS SIGN}", "-")
+    numbers = [float(number) for number in re.findall(r"-?\d+\.\d", said)]
+    return len(numbers) == len(values) and bool(np.allclose(numbers, values, rtol=0, atol=0.0501))
+
+
+ROWS = {
+    "random": "random real images",
+    "balanced": "class-balanced real",
+    "unguided": "without guidance",
+    "d3s2": "**D3S2**",
+    "d3s2 x 4": "four images of each",
+}
+
+
+@pytest.mark.parametrize("arm", ROWS)
+def test_the_table_is_what_was_measured(arm: str) -> None:
+    line = next(
+        line for line in README.text.splitlines() if line.startswith("|") and ROWS[arm] in line
+    )
+    *_, score, lead, _ = line.split("|")
+    values = [miou for _, miou in scores()[arm].values()]
+    assert close(score, (statistics.fmean(values), statistics.stdev(values)))
+    assert close(lead, interval([gap for _, gap in gaps("d3s2", arm)]) if arm != "d3s2" else ())
+
+
+def test_the_full_data_in_the_table_is_what_was_measured() -> None:
+    with open(ROOT / "d3s2/studies/reference/full_curve.csv", newline="") as stream:
+        curve = [float(row["miou"]) for row in csv.DictReader(stream)]
+    lines = [line for line in README.text.splitlines() if line.startswith("| all real images")]
+    said = "".join(line.split("|")[3] for line in lines)
+    assert close(said, tuple(curve))
+
+
+@pytest.mark.parametrize("other", ["unguided", "balanced"])
+def test_what_is_said_of_paintings_is_what_was_measured(other: str) -> None:
+    by_painting = defaultdict(list)
+    for painting, gap in gaps("d3s2", other):
+        by_painting[painting].append(gap)
+    means = [statistics.fmean(values) for _, values in sorted(by_painting.items())]
+    flat = " ".join(README.text.split())
+    said = re.search(
+        r"unguided images by (\S+ and \S+), which gives (\S+ ± \S+), "
+        r"and better than the photographs by (\S+ and \S+), (\S+ ± \S+)\.",
+        flat,
+    ).groups()
+    pair, spread = said[:2] if other == "unguided" else said[2:]
+    assert close(pair, tuple(means)) and close(spread, interval(means))
+
+
+def test_what_is_said_of_intervals_is_what_was_measured() -> None:
+    flat = " ".join(README.text.split())
+    said = re.search(r"to the photographs was seen \((\S+ ± \S+)\)", flat).group(1)
+    assert close(said, interval([gap for _, gap in gaps("unguided", "balanced")]))
+    others = [arm for arm in scores() if arm != "d3s2"]
+    assert len(others) == 20 and "the twenty comparisons" in flat
+    chances = {
+        arm: stats.ttest_1samp([gap for _, gap in gaps("d3s2", arm)], 0).pvalue for arm in others
+    }
+    clear = set()
+    for rank, arm in enumerate(
+        sorted(chances, key=chances.get)
+    ):  # Holm: until the first that is not
+        if chances[arm] * (len(others) - rank) > 0.05:
+            break
+        clear.add(arm)
+    assert clear == {"random", "random masks", "early"}
+    assert "random photographs, random masks and guidance in the first third stay clear" in flat
+
+
+def test_the_citation_is_one() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "type", "license"} <= cited.keys()
+    assert cited["cff-version"] == "1.2.0" and str(cited["version"]) == d3s2.__version__
+    assert cited["type"] == "software" and cited["license"] == "MIT"
+    paper = cited["references"][0]
+    assert {"type", "title", "authors"} <= paper.keys()
+    assert {"type": "other", "value": "arXiv:2605.25022"} in paper["identifiers"]
+    for author in (*cited["authors"], *paper["authors"]):
+        assert author.keys() == {"name"}  # persons are not known to us: none is invented
+
+
+def test_the_changelog_knows_this_version() -> None:
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == "Unreleased" and d3s2.__version__ in versions
