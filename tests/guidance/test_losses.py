@@ -1,4 +1,4 @@
-"""Identities and limits of the two losses, listed in test_guidance.py: no snapshots."""
+"""Identities and limits of the two losses, listed in test_sampler.py: no snapshots."""
 
 from __future__ import annotations
 

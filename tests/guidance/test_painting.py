@@ -26,7 +26,7 @@ from d3s2.models.pretraining import Schedule as Training
 from d3s2.models.pretraining import main as prepare_main
 from d3s2.models.pretraining import train_generator, train_proxy, warm_start
 from d3s2.models.proxy import ProxySegmenter
-from d3s2.statistics.features import feature_statistics
+from d3s2.statistics.features import ClassMoments, feature_statistics
 
 RECIPE = Recipe(
     steps=4, guidance=Guidance({"segmentation": 0.1, "feature": 0.1}, window=(0, 1)), group=2
@@ -192,6 +192,26 @@ def test_the_set_scope_remembers_and_goes_on_to_the_same_bytes_in_any_groups(
     assert same[:2] == [True, True] and not any(
         same[2:]
     )  # nothing to remember before the first renewal
+
+
+def test_the_set_scope_knows_every_image_before_it_once(dataset, painter, tmp_path):
+    given = []
+
+    def watched(proxy, labels, targets, options, memory):
+        given.append(memory)
+        return guidance_losses(proxy, labels, targets, options, memory)
+
+    made = synthesise(replace(painter, losses=watched), dataset, range(5), tmp_path, SET)
+    first, *later = given  # one group a block
+    assert first is None
+    for memory, count in zip(later, (2, 4), strict=True):
+        images = [made.ids.index(name) for name in dataset.ids[:count]]
+        features = painter.proxy(read_images(made, images)).features
+        expected = ClassMoments(20, [layer.shape[1] for layer in features])
+        expected.update(features, read_masks(made, images))
+        for layer, n in enumerate(expected.n):
+            torch.testing.assert_close(memory.n[layer], n.float())
+            torch.testing.assert_close(memory.mean[layer], expected.mean[layer].float())
 
 
 def test_the_best_of_several_tries_is_kept_and_the_tries_are_those_of_fewer(

@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_scenes import small_scenes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.tensors import read_images, read_masks
-from d3s2.guidance.losses import FeatureTargets, pixel_losses
+from d3s2.guidance.losses import FeatureTargets, pixel_losses, segmentation_consistency
 from d3s2.guidance.quality import (
     SCORES,
     best,
@@ -57,6 +58,26 @@ def test_agreement_of_the_classes_adds_up_to_that_of_the_image(seed):
     assert torch.equal(pixels.sum(1), (labels != 255).flatten(1).sum(1)) and (right <= pixels).all()
     for c in range(C):
         assert torch.equal(pixels[:, c], (labels == c).flatten(1).sum(1))
+
+
+class LargestOfIntegers(TorchDispatchMode):
+    """How many elements the largest tensor of integers or truth values had."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not result.is_floating_point():
+            self.most = max(self.most, result.numel())
+        return result
+
+
+def test_nothing_is_counted_with_a_mask_for_every_class():
+    logits, labels = some(2)
+    with LargestOfIntegers() as largest:
+        class_agreement(logits, labels)
+        segmentation_consistency(logits, labels, balance=True)
+    assert 0 < largest.most <= labels.numel()
 
 
 @given(seed=st.integers(0, 10_000), margins=st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)))

@@ -1,10 +1,11 @@
 """The sampler against closed forms, diffusers' own scheduler and finite differences.
 
-What must hold of guidance, and where it is tested (L: test_losses.py, S: test_synthesis.py, Q:
+What must hold of guidance, and where it is tested (L: test_losses.py, P: test_painting.py, Q:
 test_quality.py):
 
 [x] lambda 0, no losses or an empty window: bit-identical to unguided
 [x] the loop is diffusers' DDIM, for eta from 0 to 1, given the same noise
+[x] the numbered schedule has no gap; a denoiser mixes free and conditioned, and asks once for w = 1
 [x] closed forms of the shift: of x_s by sqrt(1 - a_s) - sqrt(a_s (1 - a_t) / a_t) < 0 times what is
     added to eps, of the clean image by -sqrt((1 - a_t) / a_t) times it
 [x] descent, not ascent, in both modes and with both Jacobians; the wrong sign ascends
@@ -12,17 +13,21 @@ test_quality.py):
     two gradients are normalised each on its own. Raw mode: s(t) = lambda sqrt(1 - a_t), from lambda
     at pure noise to 0 at the image
 [x] detach equals full for a constant denoiser, and differs for another
-[x] finite differences in float64: linear denoiser (here), both losses through a network (here and
-L) [x] window counters; recurrence 1 is no recurrence; recurrence keeps the marginal at its level
+[x] finite differences in float64: linear denoiser (here), both losses through a network (here, L)
+[x] window counters; recurrence 1 is no recurrence; recurrence keeps the marginal at its level
 [x] clipping bounds the length and keeps the direction; a gradient used again keeps its direction
 [x] one seed, one image: batch size, order and shard do not matter, stochastic or not (here), to the
-byte of the PNG (S) [x] losses in float32 whatever the network's precision; what is not finite is
-named with loss, step and image [x] L: permutation inside a class, relabelling, ignored pixels; the
-    feature loss is 0 for the real set itself, also as a set; one class everywhere is plain mean and
-    deviation matching; constant features have no variance
-[x] S: an interrupted run gives the same bytes, in the set scope too
+    byte of the PNG (P)
+[x] losses in float32 whatever the network's precision; what is not finite is named with loss, step
+    and image
+[x] L: permutation inside a class, relabelling, ignored pixels; the feature loss is 0 for the real
+    set itself, also as a set; one class everywhere is plain mean and deviation matching; constant
+    features have no variance
+[x] P: an interrupted run gives the same bytes, in the set scope too; losses, judge and start noise
+    that are handed in are those that count
+[x] Q: nothing is counted with a mask for every class
 [ ] DPS, FreeDoM, backward guidance and batch-norm matching have identities of their own; they are
-not built
+    not built
 """
 
 from __future__ import annotations
