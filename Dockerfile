@@ -1,4 +1,4 @@
-# The PyTorch wheels bring CUDA's libraries, so a plain Python image is enough on a GPU machine too. README.md has the commands.
+# The PyTorch wheels bring CUDA's libraries, so a plain Python image is enough on a GPU machine too. docs/clusters-and-container.md has the commands.
 #   --build-arg BASE_IMAGE=...      another Debian-based image with Python 3.11 and its venv module
 #   --build-arg PIP_FIND_LINKS=...  page with PyTorch's CPU wheels: an image under 2 GB instead of 6
 #   --build-arg MMCV_OPS=compiled   mmcv's compiled operations (needs the CUDA build of PyTorch to be of use; half an hour)

@@ -14,8 +14,8 @@ from typing import Any
 import nbformat
 from papermill import inspect_notebook
 
-from d3s2.runs.parameters import FIELDS
 from d3s2.runs.notebooks import assigned_names
+from d3s2.runs.parameters import FIELDS
 
 MAX_BYTES = 500_000
 MAX_PARAMETERS = 15

@@ -62,6 +62,8 @@ def loss_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]]) -> 
     cell = style(axes[0, 0], "iteration", "training loss", "Loss on each set's own images")
     for name, trainings in curves.items():
         for number, curve in enumerate(trainings):
+            if not curve:  # a training so short that it noted no loss
+                continue
             steps, losses = np.array(curve).T
             cell.plot(
                 steps,

@@ -222,7 +222,7 @@ class Workshop:
         decides = {
             "recipe": asdict(recipe),
             "masks": masks.tolist(),
-            "code": code_version("synthesis"),
+            "code": code_version("guidance.painting"),
             "weights": weights_digest(self.settings.weights_folder),
         }
         folder = (

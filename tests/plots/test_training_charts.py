@@ -81,3 +81,8 @@ def test_a_difference_that_leaves_out_zero_is_filled():
     )
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() != "white" for dot in dots] == [True, False, False]
+
+
+def test_a_training_too_short_to_note_its_loss_is_left_out():
+    figure = plots.loss_curves({"random": [[]], "full": [[(10, 3.0), (20, 2.0)]]})
+    assert [line.get_label() for line in figure.axes[0].lines] == ["full"]
