@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from d3s2.core.errors import D3S2Error
+from d3s2.data.class_lists import classes_of
 from d3s2.data.dataset import ClassInfo
 
 PALETTES = ("ade20k", "coco", "dataset")
@@ -88,15 +89,14 @@ def control_colors(classes: Sequence[ClassInfo], palette: str) -> np.ndarray:
 
 
 def _ade20k() -> dict[str, tuple[int, int, int]]:
-    from d3s2.data.class_lists import classes_of
-
     return {info.name: info.color for info in classes_of("ade20k")}
 
 
 def _coco() -> dict[str, tuple[int, int, int]]:
-    from d3s2.data.class_lists import classes_of
-
     panoptic = {info.name: info.color for info in classes_of("coco_panoptic")}
-    stuff = {name: panoptic[merged] for merged, names in MERGED.items() for name in names.split()}
-    things = {name: panoptic[coco] for name, coco in VOC_NAMES.items()}
-    return panoptic | stuff | things | dict.fromkeys(("background", *DROPPED), UNKNOWN)
+    found = panoptic | dict.fromkeys(("background", *DROPPED), UNKNOWN)
+    for merged, names in MERGED.items():
+        found |= dict.fromkeys(names.split(), panoptic[merged])
+    for name, coco in VOC_NAMES.items():
+        found[name] = panoptic[coco]
+    return found

@@ -37,8 +37,8 @@ class LayoutUNet(ModelMixin, ConfigMixin):
     Args:
         num_classes: C; layouts hold 0 .. C-1 and 255.
         channels: width of each resolution level; attention at the last one.
-        patch: pixel-unshuffle factor; heights and widths must be multiples of patch * 2 **
-        (len(channels) - 1).
+        patch: pixel-unshuffle factor; heights and widths must be multiples of
+            patch * 2 ** (len(channels) - 1).
         embedding: width of the per-pixel class embedding.
     """
 
@@ -64,9 +64,8 @@ class LayoutUNet(ModelMixin, ConfigMixin):
             norm_num_groups=16,
             class_embed_type="identity",
         )
-        self.layout_embedding = nn.Embedding(
-            num_classes + 2, embedding
-        )  # C: unknown pixel, C + 1: layout dropped
+        # Class C: an unknown pixel, C + 1: the layout is dropped.
+        self.layout_embedding = nn.Embedding(num_classes + 2, embedding)
         self.class_set = nn.Sequential(
             nn.Linear(num_classes + 1, channels[0] * 4),
             nn.SiLU(),
@@ -84,21 +83,23 @@ class LayoutUNet(ModelMixin, ConfigMixin):
             layout: int64[B, H, W] with 0 .. C-1, 255 (unknown) or -1 everywhere in an image whose
                 layout is dropped; None drops it for all.
             classes: float[B, C] multi-hot, or -1 everywhere in a row that is dropped; None drops it
-            for all.
+                for all.
+
+        Returns: float[B, 3, H, W], in x's precision.
         """
-        patch, num_classes = self.config.patch, self.config.num_classes
+        num_classes = self.config.num_classes
         if layout is None:
             layout = torch.full((len(x), *x.shape[2:]), -1, device=x.device)
         if classes is None:
             classes = torch.full((len(x), num_classes), -1.0, device=x.device)
-        index = layout.masked_fill(layout == IGNORE, num_classes).masked_fill(
-            layout == -1, num_classes + 1
-        )
-        painted = torch.cat([x, self.layout_embedding(index).permute(0, 3, 1, 2).to(x.dtype)], 1)
+        index = layout.masked_fill(layout == IGNORE, num_classes)
+        index = index.masked_fill(layout == -1, num_classes + 1)
+        embedded = self.layout_embedding(index).permute(0, 3, 1, 2).to(x.dtype)
+        painted = F.pixel_unshuffle(torch.cat([x, embedded], 1), self.config.patch)
         dropped = (classes[:, :1] < 0).to(x.dtype)
         condition = self.class_set(torch.cat([classes.clamp(min=0).to(x.dtype), dropped], 1))
-        out = self.unet(F.pixel_unshuffle(painted, patch), t, class_labels=condition).sample
-        return F.pixel_shuffle(out, patch)
+        out = self.unet(painted, t, class_labels=condition).sample
+        return F.pixel_shuffle(out, self.config.patch)
 
 
 def save_half(model: ModelMixin, folder: Path) -> None:

@@ -17,7 +17,7 @@ from d3s2.core.errors import D3S2Error
 MODEL_FILES = ("config.json", "*model.safetensors")
 """Half-precision copies, which some models add, have other names: nobody needs to fetch them too.
 """
-_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -41,28 +41,25 @@ class Source:
                 f"put the model into {self.place}, for example: hf download OWNER/NAME --local-dir "
                 f"{self.place}"
             )
-        patterns = " ".join(f"--include '{pattern}'" for pattern in self.patterns())
-        return (
-            f"hf download {self.place} "
-            f"{f'--revision {self.revision} ' if self.revision else ''}{patterns}"
-        )
+        words = ["hf", "download", self.place]
+        if self.revision:
+            words += ["--revision", self.revision]
+        for pattern in self.patterns():
+            words += ["--include", f"'{pattern}'"]
+        return " ".join(words)
 
     @property
     def is_path(self) -> bool:
         """Whether `place` can only be a folder of this machine."""
-        return (
-            Path(self.place).is_dir()
-            or Path(self.place).is_absolute()
-            or self.place.count("/") != 1
-        )
+        path = Path(self.place)
+        return path.is_dir() or path.is_absolute() or self.place.count("/") != 1
 
     def patterns(self) -> list[str]:
         """The files that are needed, for a download."""
-        return [
-            f"{part}/{pattern}" if part else pattern
-            for part, needed in self.parts.items()
-            for pattern in needed
-        ]
+        found = []
+        for part, needed in self.parts.items():
+            found += [f"{part}/{pattern}" if part else pattern for pattern in needed]
+        return found
 
 
 def locate(source: Source, download: bool = False) -> Path:
@@ -89,9 +86,7 @@ def _from_hub(source: Source, download: bool) -> Path:
             local_files_only=not download,
             allow_patterns=source.patterns(),
         )
-    except (
-        Exception
-    ) as error:  # the hub's client raises its own kinds and those of several HTTP libraries
+    except Exception as error:  # of the hub's own kinds, and those of several HTTP libraries
         reason = "could not be fetched" if download else "is not on this machine"
         raise D3S2Error(
             f"The model {source.place} {reason} ({type(error).__name__}). Fetch it: "
@@ -101,12 +96,11 @@ def _from_hub(source: Source, download: bool) -> Path:
 
 
 def _check_part(folder: Path, patterns: Sequence[str], source: Source) -> None:
+    """Raise D3S2Error for a file that is missing, a pickle instead of safetensors, and damage."""
     for pattern in patterns:
         if any(folder.glob(pattern)):
             continue
-        if pattern.endswith(".safetensors") and any(
-            path for kind in _PICKLES for path in folder.glob(kind)
-        ):
+        if pattern.endswith(".safetensors") and _holds_pickle(folder):
             raise D3S2Error(
                 f"{folder} holds weights as a pickle, which can run code: d3s2 loads safetensors "
                 f"only. Fetch those: {source.command}"
@@ -118,6 +112,10 @@ def _check_part(folder: Path, patterns: Sequence[str], source: Source) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         if problem := damage(path):
             raise D3S2Error(f"{path} {problem}. Delete it and fetch it again: {source.command}")
+
+
+def _holds_pickle(folder: Path) -> bool:
+    return any(path.suffix in _PICKLES for path in folder.glob("*"))
 
 
 def damage(path: Path) -> str:

@@ -8,6 +8,7 @@ SHA-256 of its files.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from d3s2.core.files import digest, read_json, sha256
 from d3s2.models.generator import LayoutGenerator, LayoutUNet
 from d3s2.models.proxy import ProxySegmenter
 
-GENERATOR_NOTE, PROXY_NOTE = "stable_diffusion.json", "mmseg_proxy.json"
+GENERATOR_NOTE = "stable_diffusion.json"
+PROXY_NOTE = "mmseg_proxy.json"
 """Names of the notes, by which `load_generator` and `load_proxy` know them."""
+_WHOLE = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, "use_safetensors": True}
+"""How diffusers' `from_pretrained` reads our half-precision files: safetensors only, to fp32."""
 
 
 def load_generator(folder: Path, device: str = "cpu") -> LayoutGenerator:
@@ -38,9 +42,7 @@ def load_generator(folder: Path, device: str = "cpu") -> LayoutGenerator:
             f"No generator in {folder}: expected unet/config.json there. Train one with `python -m "
             "d3s2.models.pretraining`."
         )
-    unet = LayoutUNet.from_pretrained(
-        folder / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False, use_safetensors=True
-    )
+    unet = LayoutUNet.from_pretrained(folder / "unet", **_WHOLE)
     unet.requires_grad_(False).eval().to(device)
     return LayoutGenerator(unet, DDIMScheduler.from_pretrained(folder / "scheduler"))
 
@@ -59,9 +61,7 @@ def load_proxy(folder: Path, device: str = "cpu") -> ProxySegmenter:
             f"No proxy in {folder}: expected config.json there. Train one with `python -m "
             "d3s2.models.pretraining`."
         )
-    proxy = ProxySegmenter.from_pretrained(
-        folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, use_safetensors=True
-    )
+    proxy = ProxySegmenter.from_pretrained(folder, **_WHOLE)
     return proxy.requires_grad_(False).eval().to(device)
 
 
@@ -69,10 +69,8 @@ def weights_digest(folder: Path) -> str:
     """SHA-256 over the hashes of all weight files and notes, for the manifests of what was made
     with them.
     """
-    notes = (GENERATOR_NOTE, PROXY_NOTE)
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix == ".safetensors" or path.name in notes
-    )
+    notes = [folder.rglob(name) for name in (GENERATOR_NOTE, PROXY_NOTE)]
+    files = sorted(chain(folder.rglob("*.safetensors"), *notes))
     if len(files) < 2:
         raise D3S2Error(
             f"{folder} holds {len(files)} weight files, the proxy's and the generator's are "
@@ -84,14 +82,12 @@ def weights_digest(folder: Path) -> str:
 
 def digest_of(folders: Mapping[str, Path]) -> str:
     """SHA-256 over the files' hashes of some models, by name."""
-    return digest(
-        {
-            f"{name}/{path.relative_to(folder).as_posix()}": sha256(path)
-            for name, folder in folders.items()
-            for path in sorted(folder.rglob("*"))
-            if path.suffix in (".safetensors", ".json", ".txt") and path.is_file()
-        }
-    )
+    hashes = {}
+    for name, folder in folders.items():
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".safetensors", ".json", ".txt") and path.is_file():
+                hashes[f"{name}/{path.relative_to(folder).as_posix()}"] = sha256(path)
+    return digest(hashes)
 
 
 def _open_generator(folder: Path, device: str) -> Any:
@@ -109,5 +105,9 @@ def _open_proxy(folder: Path, device: str) -> Any:
 
     note = read_json(folder / PROXY_NOTE)
     return load_mmseg_proxy(
-        note["config"], Path(note["checkpoint"]), note["num_classes"], note["layers"], device
+        config=note["config"],
+        checkpoint=Path(note["checkpoint"]),
+        num_classes=note["num_classes"],
+        layers=note["layers"],
+        device=device,
     )

@@ -44,15 +44,14 @@ def speed_up() -> None:
     """
     from mmcv.ops import multi_scale_deform_attn as module
 
-    def attention(
-        value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor
-    ) -> Tensor:
-        sizes = spatial_shapes.prod(1)
-        return ms_deform_attn_forward(
-            value, spatial_shapes, sizes.cumsum(0) - sizes, locations, weights
-        )
+    module.multi_scale_deformable_attn_pytorch = _attention
 
-    module.multi_scale_deformable_attn_pytorch = attention
+
+def _attention(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """`ms_deform_attn_forward` with the signature of mmcv's reference in PyTorch."""
+    sizes = spatial_shapes.prod(1)
+    starts = sizes.cumsum(0) - sizes
+    return ms_deform_attn_forward(value, spatial_shapes, starts, locations, weights)
 
 
 def ms_deform_attn_forward(
@@ -81,24 +80,17 @@ def ms_deform_attn_forward(
     Returns: float[B, Q, M * D].
     """
     batch, _, heads, width = value.shape
-    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    _, queries, _, levels, points, _ = locations.shape
     # Queries last, the long dimension: contiguous. mmcv's reference has the few points there:
     # slower.
-    grid = (
-        (2 * locations - 1)
-        .permute(3, 0, 2, 4, 1, 5)
-        .reshape(levels, batch * heads, points, queries, 2)
-    )
+    grid = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5)
+    grid = grid.reshape(levels, batch * heads, points, queries, 2)
     weight = weights.permute(3, 0, 2, 4, 1).reshape(levels, batch * heads, 1, points, queries)
     output = value.new_zeros(())
-    for level, ((height, length), start) in enumerate(
-        zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True)
-    ):
-        image = (
-            value[:, start : start + height * length]
-            .permute(0, 2, 3, 1)
-            .reshape(batch * heads, width, height, length)
-        )
+    maps = zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True)
+    for level, ((height, length), start) in enumerate(maps):
+        image = value[:, start : start + height * length].permute(0, 2, 3, 1)
+        image = image.reshape(batch * heads, width, height, length)
         sampled = F.grid_sample(
             image, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False
         )
@@ -141,9 +133,8 @@ class _Extension(ModuleType):
 
     def __init__(self) -> None:
         super().__init__(NAME, __doc__)
-        self.__spec__ = importlib.machinery.ModuleSpec(
-            NAME, None
-        )  # the Runner asks importlib for it
+        # The Runner asks importlib for it.
+        self.__spec__ = importlib.machinery.ModuleSpec(NAME, None)
         self.ms_deform_attn_forward = ms_deform_attn_forward
         self.ms_deform_attn_backward = ms_deform_attn_backward
         self.get_compiler_version = lambda: "none (d3s2 stand-in)"

@@ -9,7 +9,9 @@ mmsegmentation or write it yourself. A checkpoint is read without unpickling any
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,33 +53,33 @@ class MmsegProxy(nn.Module):
 
     def forward(self, images: Tensor) -> ProxyOutput:
         """Segment float[B, 3, H, W] images in [-1, 1] (RGB); logits are [B, C, H, W]."""
-        seen: dict[str, Any] = {}
-        names = dict.fromkeys(module for module, _ in self._wanted)
-        hooks = [
-            self.model.get_submodule(name).register_forward_hook(
-                lambda _, __, out, name=name: seen.update({name: out})
-            )
-            for name in names
-        ]
+        outputs: dict[str, Any] = {}
+        with self._recording(outputs):
+            scores = self.model.encode_decode(self._normalised(images), _metas(images))
+        features: list[Tensor] = []
+        for module, item in self._wanted:
+            features += _maps(outputs[module], module, item)
+        return ProxyOutput(self._logits(scores), features)
+
+    @contextmanager
+    def _recording(self, outputs: dict[str, Any]) -> Iterator[None]:
+        """While it lasts, a forward pass writes what the wanted modules give, by their names."""
+        hooks = []
+        for name in dict.fromkeys(module for module, _ in self._wanted):
+            keep = partial(_keep, outputs, name)
+            hooks.append(self.model.get_submodule(name).register_forward_hook(keep))
         try:
-            size = tuple(images.shape[2:])
-            metas = [
-                {"img_shape": size, "ori_shape": size, "pad_shape": size, "batch_input_shape": size}
-            ] * len(images)
-            scores = self.model.encode_decode(self._normalised(images), metas)
+            yield
         finally:
             for hook in hooks:
                 hook.remove()
-        return ProxyOutput(
-            self._logits(scores),
-            [f for module, item in self._wanted for f in _maps(seen[module], module, item)],
-        )
 
     def _normalised(self, images: Tensor) -> Tensor:
         """What the model's own data preprocessor makes of the same picture; it is given BGR in 0 ..
         255.
         """
-        prepare, pixels = self.model.data_preprocessor, (images + 1) * 127.5
+        prepare = self.model.data_preprocessor
+        pixels = (images + 1) * 127.5
         if not prepare._channel_conversion:
             pixels = pixels.flip(1)
         if prepare._enable_normalize:
@@ -88,22 +90,34 @@ class MmsegProxy(nn.Module):
         """Mask classification gives positive scores that are summed over queries: their logarithm
         plays the logit.
         """
-        return (
-            scores.clamp(min=1e-6).log()
-            if hasattr(self.model.decode_head, "num_queries")
-            else scores
-        )
+        if hasattr(self.model.decode_head, "num_queries"):
+            return scores.clamp(min=1e-6).log()
+        return scores
 
     @torch.no_grad()
     def _backbone_layers(self) -> tuple[str, ...]:
+        """The names of all outputs of the backbone."""
         example = torch.zeros(1, 3, 128, 128, device=self.device, dtype=self.dtype)
-        return tuple(
-            f"backbone[{k}]"
-            for k in range(len(_maps(self.model.backbone(example), "backbone", None)))
-        )
+        maps = _maps(self.model.backbone(example), "backbone", None)
+        return tuple(f"backbone[{k}]" for k in range(len(maps)))
+
+
+def _metas(images: Tensor) -> list[dict[str, tuple[int, ...]]]:
+    """What mmsegmentation wants to know of each image: it is neither padded nor resized."""
+    size = tuple(images.shape[2:])
+    names = ("img_shape", "ori_shape", "pad_shape", "batch_input_shape")
+    return [dict.fromkeys(names, size)] * len(images)
+
+
+def _keep(outputs: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    """A forward hook: remember a module's output under its name."""
+    outputs[name] = output
 
 
 def _parse(name: str, model: nn.Module) -> tuple[str, int | None]:
+    """A module's name, and which of its outputs is meant (None = all), from "module" or
+    "module[i]".
+    """
     match = _NAMED.fullmatch(name)
     modules = dict(model.named_modules())
     if match is None or match["module"] not in modules:
@@ -115,6 +129,7 @@ def _parse(name: str, model: nn.Module) -> tuple[str, int | None]:
 
 
 def _maps(output: Any, name: str, item: int | None) -> list[Tensor]:
+    """The feature maps [B, D, h, w] among a module's output: all, or the one at a place."""
     maps = [output] if isinstance(output, Tensor) else list(output)
     if item is not None and item >= len(maps):
         raise D3S2Error(
@@ -235,9 +250,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "state_dict as safetensors where you trust it."
         ) from error
     weights = found.get("state_dict", found.get("model", found))
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, Tensor) for value in weights.values()
-    ):
+    is_state = isinstance(weights, dict) and all(isinstance(v, Tensor) for v in weights.values())
+    if not is_state:
         raise D3S2Error(
             f"The checkpoint {path} holds no state_dict: name one that mmsegmentation wrote."
         )
@@ -247,19 +261,20 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def _load_weights(
     model: nn.Module, weights: dict[str, Tensor], checkpoint: Path, config: str
 ) -> None:
+    """Give the model its weights. Raises D3S2Error where they are another model's; those of the
+    auxiliary head, which only training uses, may lack.
+    """
     own = model.state_dict()
-    other = [
-        name for name, value in weights.items() if name in own and own[name].shape != value.shape
-    ]
+    common = [name for name in weights if name in own]
+    other = [name for name in common if own[name].shape != weights[name].shape]
     if other:
         raise D3S2Error(
             f"The checkpoint {checkpoint} does not fit {Path(config).name}: {other[0]} is "
             f"{tuple(weights[other[0]].shape)} there and {tuple(own[other[0]].shape)} here, so it "
             "was made for other classes or for another config."
         )
-    missing = [
-        name for name in own if name not in weights and not name.startswith("auxiliary_head")
-    ]
+    needed = [name for name in own if not name.startswith("auxiliary_head")]
+    missing = [name for name in needed if name not in weights]
     if missing:
         raise D3S2Error(
             f"The checkpoint {checkpoint} does not fit {Path(config).name}: it lacks {missing[0]} "

@@ -15,9 +15,8 @@ from d3s2.models import mmcv_ops
 
 mmcv_ops.install()
 
-with redirect_stdout(
-    StringIO()
-):  # the first import of mmseg prints that an optional package is missing
+# The first import of mmseg prints that an optional package is missing.
+with redirect_stdout(StringIO()):
     import mmdet.models  # noqa: F401  (registers the parts of Mask2Former)
     import mmseg
     import mmseg.models
@@ -39,10 +38,8 @@ __all__ = [
 ]
 
 mmcv_ops.speed_up()
-for words in (
-    "torch.meshgrid",
-    "Default ``avg_non_ignore``",
-):  # mmdet's and mmseg's own calls: nothing to do here
+# Calls of mmdet's and mmseg's own, which nobody here can mend.
+for words in ("torch.meshgrid", "Default ``avg_non_ignore``"):
     warnings.filterwarnings("ignore", message=words)
 
 CONFIGS = Path(mmseg.__file__).parent / ".mim" / "configs"

@@ -32,10 +32,14 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     """Two 3 x 3 convolutions with batch normalisation (an affine map once frozen, so gradients stay
     well behaved).
     """
-    parts: list[nn.Module] = []
-    for i, s in ((inputs, stride), (outputs, 1)):
-        parts += [nn.Conv2d(i, outputs, 3, s, 1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()]
-    return nn.Sequential(*parts)
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.SiLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.SiLU(),
+    )
 
 
 class ProxySegmenter(ModelMixin, ConfigMixin):
@@ -46,10 +50,9 @@ class ProxySegmenter(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, num_classes: int = 20, channels: tuple[int, ...] = (32, 64, 96, 128)):
         super().__init__()
-        inputs = (3, *channels[:-1])
-        steps = enumerate(zip(inputs, channels, strict=True))
-        self.encoder = nn.ModuleList(_stage(i, o, 1 if n == 0 else 2) for n, (i, o) in steps)
         pairs = list(itertools.pairwise(channels))
+        self.encoder = nn.ModuleList([_stage(3, channels[0], 1)])
+        self.encoder.extend(_stage(fine, deep, 2) for fine, deep in pairs)
         self.decoder = nn.ModuleList(_stage(deep + fine, fine, 1) for fine, deep in reversed(pairs))
         self.head = nn.Conv2d(channels[0], num_classes, 1)
 
@@ -62,10 +65,12 @@ class ProxySegmenter(ModelMixin, ConfigMixin):
         """Segment float[B, 3, H, W] images in [-1, 1]; computed, and answered, in the network's own
         precision.
         """
-        features, x = [], images.to(self.dtype)
+        x = images.to(self.dtype)
+        features = []
         for stage in self.encoder:
             x = stage(x)
             features.append(x)
         for stage, skip in zip(self.decoder, features[-2::-1], strict=True):
-            x = stage(torch.cat([F.interpolate(x, scale_factor=2.0, mode="bilinear"), skip], 1))
+            larger = F.interpolate(x, scale_factor=2.0, mode="bilinear")
+            x = stage(torch.cat([larger, skip], 1))
         return ProxyOutput(self.head(x), [*features, x])

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,11 +32,11 @@ from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import IGNORE
 from d3s2.models.generator import LayoutGenerator
 from d3s2.models.hub import MODEL_FILES, Source, locate
+from d3s2.models.prompts import Prompts
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VAE_MODES = ("whole", "slicing", "tiling")
 NEGATIVE = "cartoon, painting, illustration, blurry, deformed, text, watermark"
-PREFIX = "a photo of "
 _PARTS = {
     "unet": MODEL_FILES,
     "vae": MODEL_FILES,
@@ -44,6 +45,7 @@ _PARTS = {
     "scheduler": ("scheduler_config.json",),
 }
 _HALF_GAIN = 2.0**14
+"""What gradients are multiplied with where they pass through float16."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ class DiffusionOptions:
     """Which models, and how they run.
 
     model, controlnet: folders, or names on the Hugging Face hub, in diffusers' format, at a
-    revision ("" = main).
-    download: fetch what is missing; False uses only what is on this machine. precision: of the
-    networks. negative_prompt: what classifier-free guidance moves away from. control_scale: weight
-    of the layout. checkpointing: compute again instead of keeping activations for gradients. vae:
-    decode a batch at once ("whole"), image by image ("slicing"), or also in tiles ("tiling", which
-    changes the images a little).
+    revision ("" = main); download: fetch what is missing, False uses only what is on this machine;
+    precision: of the networks; negative_prompt: what classifier-free guidance moves away from;
+    control_scale: weight of the layout; checkpointing: compute again instead of keeping activations
+    for gradients; vae: decode a batch at once ("whole"), image by image ("slicing"), or also in
+    tiles ("tiling", which changes the images a little). Raises D3S2Error for another precision or
+    vae.
     """
 
     model: str
@@ -71,89 +73,16 @@ class DiffusionOptions:
     vae: str = "slicing"
 
     def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("precision", self.precision, PRECISIONS),
-            ("vae", self.vae, VAE_MODES),
-        ):
+        for name, choices in (("precision", PRECISIONS), ("vae", VAE_MODES)):
+            value = getattr(self, name)
             if value not in choices:
                 raise D3S2Error(f"{name} is {value!r}: choose {', '.join(choices)}.")
 
     def sources(self) -> tuple[Source, Source]:
         """What must be on this machine: the diffusion model and the ControlNet."""
-        return Source(self.model, _PARTS, self.revision), Source(
-            self.controlnet, {"": MODEL_FILES}, self.controlnet_revision
-        )
-
-
-class Prompts(nn.Module):
-    """From the classes of a mask to text embeddings; each different prompt is encoded once."""
-
-    def __init__(
-        self, tokenizer: Any, encoder: nn.Module, names: Sequence[str], negative: str
-    ) -> None:
-        super().__init__()
-        self.tokenizer, self.encoder, self.names, self.negative = (
-            tokenizer,
-            encoder,
-            [spoken(name) for name in names],
-            negative,
-        )
-        self._kept: dict[str, Tensor] = {}
-
-    def forward(self, classes: Tensor, layout: Tensor | None) -> Tensor:
-        """float[B, T, D] for multi-hot float[B, C]; a row of -1 gets the negative prompt."""
-        texts = [
-            self.negative
-            if row[0] < 0
-            else self.prompt(row, layout[k] if layout is not None else None)
-            for k, row in enumerate(classes)
-        ]
-        return torch.stack([self.encode(text) for text in texts])
-
-    def prompt(self, present: Tensor, labels: Tensor | None = None) -> str:
-        """The prompt for the classes of multi-hot float[C], the largest in labels int64[H, W]
-        first.
-
-        Names that the text encoder has no room for are left out whole, the smallest classes'.
-        """
-        area = torch.zeros_like(present)
-        if labels is not None:
-            area = torch.bincount(labels[labels != IGNORE].flatten(), minlength=len(present)).to(
-                present
-            )
-        order = sorted(present.nonzero().flatten().tolist(), key=lambda c: (-float(area[c]), c))
-        names = [self.names[c] for c in order if self.names[c]]
-        while (
-            names
-            and len(self.tokenizer(PREFIX + ", ".join(names), verbose=False).input_ids)
-            > self.tokenizer.model_max_length
-        ):
-            names.pop()
-        return PREFIX + (", ".join(names) or "a scene")
-
-    @torch.no_grad()
-    def encode(self, text: str) -> Tensor:
-        """float[T, D]: the text encoder's last hidden states."""
-        if text not in self._kept:
-            tokens = self.tokenizer(
-                text,
-                padding="max_length",
-                truncation=True,
-                return_tensors="pt",
-                max_length=self.tokenizer.model_max_length,
-            )
-            self._kept[text] = self.encoder(tokens.input_ids.to(self.encoder.device))[0][0]
-        return self._kept[text]
-
-
-def spoken(name: str) -> str:
-    """A class's name as a prompt says it: 'wall-other-merged' is a wall; background is nothing."""
-    words = [
-        word
-        for word in name.replace("-", " ").replace("_", " ").replace(";", ",").split()
-        if word not in ("other", "merged", "stuff", "background")
-    ]
-    return " ".join(words)
+        model = Source(self.model, _PARTS, self.revision)
+        control = Source(self.controlnet, {"": MODEL_FILES}, self.controlnet_revision)
+        return model, control
 
 
 class ControlledUNet(nn.Module):
@@ -173,13 +102,12 @@ class ControlledUNet(nn.Module):
         control_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.unet, self.controlnet, self.prompts, self.control_scale = (
-            unet,
-            controlnet,
-            prompts,
-            control_scale,
-        )
-        self.num_classes, self.alpha_bars = len(colors), scheduler.alphas_cumprod.tolist()
+        self.unet = unet
+        self.controlnet = controlnet
+        self.prompts = prompts
+        self.control_scale = control_scale
+        self.num_classes = len(colors)
+        self.alpha_bars = scheduler.alphas_cumprod.tolist()
         self.predicts_v = scheduler.config.prediction_type == "v_prediction"
         table = np.zeros((256, 3), dtype=np.uint8)
         table[: len(colors)] = colors
@@ -203,25 +131,35 @@ class ControlledUNet(nn.Module):
         """
         if classes is None:
             classes = torch.full((len(z), self.num_classes), -1.0, device=z.device)
-        text, kind = self.prompts(classes, layout), self.unet.dtype
+        text = self.prompts(classes, layout)
+        out = in_precision(partial(self._predict, t, text, layout), z, self.unet.dtype)
+        if self.predicts_v:
+            return out
+        a = self.alpha_bars[int(t)]
+        return (out - math.sqrt(1 - a) * z) / math.sqrt(a)  # v, from the noise that it predicts
 
-        def network(inputs: Tensor) -> Tensor:
-            down = middle = None
-            if layout is not None:
-                image = self.control_image(layout).to(kind)
-                down, middle = self.controlnet(
-                    inputs, t, text, image, self.control_scale, return_dict=False
-                )
-            return self.unet(
-                inputs,
+    def _predict(self, t: Tensor, text: Tensor, layout: Tensor | None, z: Tensor) -> Tensor:
+        """What the U-Net says of latents, with the ControlNet's hints where there is a layout; all
+        in the U-Net's precision.
+        """
+        down = None
+        middle = None
+        if layout is not None:
+            down, middle = self.controlnet(
+                z,
                 t,
-                text,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
-            ).sample
-
-        out, a = in_precision(network, z, kind), self.alpha_bars[int(t)]
-        return out if self.predicts_v else (out - math.sqrt(1 - a) * z) / math.sqrt(a)  # v of eps
+                encoder_hidden_states=text,
+                controlnet_cond=self.control_image(layout).to(z.dtype),
+                conditioning_scale=self.control_scale,
+                return_dict=False,
+            )
+        return self.unet(
+            z,
+            t,
+            encoder_hidden_states=text,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+        ).sample
 
 
 def in_precision(network: Callable[[Tensor], Tensor], x: Tensor, kind: torch.dtype) -> Tensor:
@@ -231,15 +169,13 @@ def in_precision(network: Callable[[Tensor], Tensor], x: Tensor, kind: torch.dty
     A loss's gradient of one pixel is about 1e-6, where float16 has few digits left: it is made
     larger for the way back.
     """
-    gain = (
-        _HALF_GAIN if kind is torch.float16 and x.requires_grad and torch.is_grad_enabled() else 1.0
-    )
-    if gain == 1.0:
+    goes_back = x.requires_grad and torch.is_grad_enabled()
+    if kind is not torch.float16 or not goes_back:
         return network(x.to(kind)).to(x.dtype)
     entry = x * 1.0
-    entry.register_hook(lambda gradient: gradient / gain)
+    entry.register_hook(lambda gradient: gradient / _HALF_GAIN)
     out = network(entry.to(kind)).to(x.dtype)
-    out.register_hook(lambda gradient: gradient * gain)
+    out.register_hook(lambda gradient: gradient * _HALF_GAIN)
     return out
 
 
@@ -278,9 +214,10 @@ class StableDiffusion(LayoutGenerator):
 
     def decode(self, x: Tensor) -> Tensor:
         """Images float32[B, 3, H, W] of latents, differentiable; about in [-1, 1]."""
-        return in_precision(
-            lambda z: self.vae.decode(z / self.vae.config.scaling_factor).sample, x, self.vae.dtype
-        )
+        return in_precision(self._decode, x, self.vae.dtype)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z / self.vae.config.scaling_factor).sample
 
     def unconditioned(self, layout: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The layout with the negative prompt, as in diffusers' pipeline."""
@@ -302,30 +239,18 @@ def load_stable_diffusion(
     Raises D3S2Error for what is missing, half downloaded or pickled, with the command that fetches
     it.
     """
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
     folder, control = (locate(source, options.download) for source in options.sources())
-    kind = PRECISIONS[options.precision]
-
-    def network(cls: type, place: Path) -> Any:
-        return _load_network(cls, place, kind).to(device)
-
-    with _explained(
-        CLIPTokenizer, folder / "tokenizer"
-    ) as place:  # has no weights, and says so to whoever searches
-        tokenizer = CLIPTokenizer.from_pretrained(
-            place, local_files_only=True, use_safetensors=True
-        )
+    network = partial(_load_network, kind=PRECISIONS[options.precision], device=device)
+    tokenizer = _load_tokenizer(folder / "tokenizer")
     with _explained(DDIMScheduler, folder / "scheduler") as place:
         scheduler = DDIMScheduler.from_pretrained(place, local_files_only=True)
-    prompts = Prompts(
-        tokenizer, network(CLIPTextModel, folder / "text_encoder"), names, options.negative_prompt
-    )
+    encoder = network(CLIPTextModel, folder / "text_encoder")
     controlnet = network(ControlNetModel, control)
-    unet, vae = (
-        network(UNet2DConditionModel, folder / "unet"),
-        network(AutoencoderKL, folder / "vae"),
-    )
+    unet = network(UNet2DConditionModel, folder / "unet")
+    vae = network(AutoencoderKL, folder / "vae")
+    _check_widths(options, unet, controlnet)
     if options.checkpointing:
         for part in (unet, controlnet, vae):
             part.enable_gradient_checkpointing()
@@ -333,25 +258,43 @@ def load_stable_diffusion(
         vae.enable_slicing()
     if options.vae == "tiling":
         vae.enable_tiling()
-    if unet.config.cross_attention_dim != controlnet.config.cross_attention_dim:
+    controlled = ControlledUNet(
+        unet=unet,
+        controlnet=controlnet,
+        prompts=Prompts(tokenizer, encoder, names, options.negative_prompt),
+        scheduler=scheduler,
+        colors=colors,
+        control_scale=options.control_scale,
+    )
+    return StableDiffusion(controlled.to(device).eval(), scheduler, vae)
+
+
+def _check_widths(options: DiffusionOptions, unet: Any, controlnet: Any) -> None:
+    """Raise D3S2Error for a ControlNet that reads other text embeddings than the model."""
+    width = unet.config.cross_attention_dim
+    other = controlnet.config.cross_attention_dim
+    if width != other:
         raise D3S2Error(
             f"The ControlNet {options.controlnet} was made for another diffusion model than "
-            f"{options.model} (text width {controlnet.config.cross_attention_dim}, not "
-            f"{unet.config.cross_attention_dim}): take one that fits it."
+            f"{options.model} (text width {other}, not {width}): take one that fits it."
         )
-    controlled = ControlledUNet(
-        unet, controlnet, prompts, scheduler, colors, options.control_scale
-    ).to(device)
-    return StableDiffusion(controlled.eval(), scheduler, vae)
 
 
-def _load_network(cls: type, place: Path, kind: torch.dtype) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
+    """The tokenizer; it has no weights, and `use_safetensors` says so to whoever searches."""
+    from transformers import CLIPTokenizer
+
+    with _explained(CLIPTokenizer, folder) as place:
+        return CLIPTokenizer.from_pretrained(place, local_files_only=True, use_safetensors=True)
+
+
+def _load_network(cls: type, place: Path, kind: torch.dtype, device: str) -> Any:
     """A network with the weights of this folder, frozen; pickled ones are refused."""
     with _explained(cls, place):
         network = cls.from_pretrained(
             place, local_files_only=True, use_safetensors=True, torch_dtype=kind
         )
-    return network.requires_grad_(False).eval()
+    return network.requires_grad_(False).eval().to(device)
 
 
 @contextmanager

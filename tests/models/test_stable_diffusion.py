@@ -34,12 +34,12 @@ from d3s2.guidance.sampler import (
     predict,
     sample,
 )
+from d3s2.models.prompts import spoken
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.models.stable_diffusion import (
     DiffusionOptions,
     StableDiffusion,
     load_stable_diffusion,
-    spoken,
 )
 from d3s2.statistics.features import feature_statistics
 

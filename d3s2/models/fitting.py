@@ -1,0 +1,198 @@
+"""The loop that trains the embedded generator and proxy: batches, checkpoints, averaged weights.
+
+AdamW, one cycle of the learning rate, gradients clipped at norm 1, an exponential moving average of
+the weights (all our choice). Batch number k follows from (seed, k) alone, and a training that finds
+its checkpoint goes on from there: a break changes no byte of the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from d3s2.core.files import atomic_path, write_csv
+from d3s2.data.dataset import SegmentationDataset
+from d3s2.data.tensors import class_sets, scaled
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "training_log.csv"
+WEIGHT_DECAY = 0.01
+WARM_UP = 0.1
+"""Share of the iterations in which the learning rate rises."""
+CLIP = 1.0
+"""Largest norm of a step's gradient."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One training: how long, how fast, from which seed, and how often it speaks and saves."""
+
+    iterations: int
+    batch_size: int = 16
+    learning_rate: float = 4e-4
+    seed: int = 0
+    log_every: int = 100
+    save_every: int = 500
+    device: str = "cpu"
+
+
+class PixelPool:
+    """A split in memory: images uint8[N, 3, H, W], labels uint8[N, H, W], and weights float64[N],
+    how often each image is drawn.
+
+    Images with classes rarer than `balance` of the images are drawn more often (LVIS repeat
+    factors, Gupta et al. 2019).
+    """
+
+    def __init__(self, dataset: SegmentationDataset, balance: float = 0.1):
+        self.num_classes = dataset.num_classes
+        images = [torch.from_numpy(dataset.read_image(i)) for i in range(len(dataset))]
+        labels = [dataset.read_labels(i).astype(np.uint8) for i in range(len(dataset))]
+        self.images = torch.stack([image.permute(2, 0, 1) for image in images])
+        self.labels = torch.from_numpy(np.stack(labels))
+        chunks = [class_sets(chunk.long(), self.num_classes) for chunk in self.labels.split(256)]
+        present = torch.cat(chunks)
+        share = present.mean(0).clamp(min=1 / len(dataset))
+        repeat = (balance / share).sqrt().clamp(min=1)
+        self.weights = (present * repeat).amax(1).clamp(min=1).double()
+
+    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw float32[B, 3, H, W] images in [-1, 1] and int64[B, H, W] labels, each flipped with
+        probability 1/2.
+        """
+        index = torch.multinomial(self.weights, size, replacement=True, generator=rng)
+        flip = torch.rand(size, generator=rng) < 0.5
+        images = scaled(self.images[index])
+        labels = self.labels[index].long()
+        images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
+        return images, labels
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights, with the usual warm-up."""
+
+    def __init__(self, model: nn.Module, decay: float = 0.999):
+        self.decay = decay
+        self.step = 0
+        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the model's weights after a step; what is no float is copied."""
+        self.step += 1
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        for name, value in model.state_dict().items():
+            if value.dtype.is_floating_point:
+                self.weights[name].lerp_(value, 1 - decay)
+            else:
+                self.weights[name].copy_(value)
+
+
+class Fit:
+    """A training between two iterations: model, optimizer, schedule, average, and the log's rows
+    (iteration, loss, seconds). `state` and `load` are what a checkpoint keeps of it.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Schedule) -> None:
+        self.model = model
+        rate = recipe.learning_rate
+        self.optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=WEIGHT_DECAY)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, rate, recipe.iterations, pct_start=WARM_UP
+        )
+        self.average = MovingAverage(model)
+        self.rows: list[list[float]] = []
+        self.seconds = 0.0
+
+    @property
+    def step(self) -> int:
+        """Iterations done."""
+        return self.average.step
+
+    def advance(self, loss: Tensor) -> None:
+        """One iteration: a step of the optimizer down this loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update(self.model)
+
+    def state(self) -> dict[str, Any]:
+        """What `load` goes on from."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "ema": self.average.weights,
+            "step": self.step,
+            "rows": self.rows,
+            "seconds": self.seconds,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Put a `state` back."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.average.weights = state["ema"]
+        self.average.step = state["step"]
+        self.rows = state["rows"]
+        self.seconds = state["seconds"]
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint and the log."""
+        with atomic_path(folder / CHECKPOINT) as partial:
+            torch.save(self.state(), partial)
+        write_csv(folder / LOG, [["iteration", "loss", "seconds"], *self.rows])
+
+
+def fit(
+    model: nn.Module,
+    loss_of: Callable[[torch.Generator], Tensor],
+    recipe: Schedule,
+    folder: Path,
+    report: Callable[[str], None],
+) -> None:
+    """Train the model in place, and give it the averaged weights in the end.
+
+    loss_of: the loss of a batch, all of whose random numbers come from the generator that it is
+    given. folder: of the checkpoint, from which a training goes on, and of the log. report: called
+    with a line now and then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Fit(model, recipe)
+    if (folder / CHECKPOINT).exists():
+        kept = torch.load(folder / CHECKPOINT, weights_only=True, map_location=recipe.device)
+        run.load(kept)
+        report(f"going on at iteration {run.step}")
+    begun = time.perf_counter() - run.seconds
+    losses: list[float] = []
+    while run.step < recipe.iterations:
+        loss = loss_of(batch_generator(recipe.seed, run.step + 1))
+        run.advance(loss)
+        losses.append(loss.item())
+        run.seconds = time.perf_counter() - begun
+        is_last = run.step == recipe.iterations
+        if is_last or run.step % recipe.log_every == 0:
+            mean = round(sum(losses) / len(losses), 5)
+            run.rows.append([run.step, mean, round(run.seconds, 1)])
+            losses = []
+            place = f"iteration {run.step}/{recipe.iterations}"
+            report(f"{place}  loss {mean:.4f}  {run.seconds:.0f} s")
+        if is_last or run.step % recipe.save_every == 0:
+            run.save(folder)
+    model.load_state_dict(run.average.weights)
+
+
+def batch_generator(seed: int, number: int) -> torch.Generator:
+    """The random numbers of one batch, whatever was drawn for those before."""
+    return torch.Generator().manual_seed(seed * 10_000_019 + number)
