@@ -20,6 +20,7 @@ from d3s2.runs.parameters import parse
 from d3s2.runs.profiles import PROFILES
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EARLIER = "The results in this folder are of other parameters or other code: run to the end."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -263,12 +264,15 @@ def _run(options: argparse.Namespace) -> int:
     from d3s2.runs import runner
 
     plan = runner.Plan(options.first, options.last, options.force)
-    settings = runner.run(parameters(options), plan, options.notebooks, options.scheduler)
+    names = parameters(options)
+    settings = runner.run(names, plan, options.notebooks, options.scheduler)
     run_dir = Path(settings.run_dir)
     for name, seconds, peak_mb in runner.timings(run_dir):
         print(f"  {name:<26} {seconds:7.1f} s  {peak_mb:6d} MB")
     if (run_dir / "report" / "results.md").is_file():
-        print(f"\n{runner.results(run_dir)}\n")
+        # A run that was stopped early may lie in a folder with results of other parameters.
+        whole = runner.is_finished(names, options.notebooks)
+        print(f"\n{runner.results(run_dir) if whole else EARLIER}\n")
     for what, folder in (
         ("executed notebooks", runner.EXECUTED),
         ("distilled dataset", "distilled"),

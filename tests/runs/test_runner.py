@@ -144,6 +144,8 @@ def test_command_line_says_what_happens(sequence: Sequence) -> None:
     ):
         assert text in done.stdout
     assert "up to date" in sequence.cli("-p", "seed=2").stdout
+    stopped = sequence.cli("-p", "seed=3", "--until", "01").stdout
+    assert "of other parameters" in stopped and "mIoU" not in stopped
     results = subprocess.run(
         [sys.executable, "-m", "d3s2.runs.cli", "results", "--run-dir", str(sequence.run_dir)],
         capture_output=True,
