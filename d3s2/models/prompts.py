@@ -30,6 +30,8 @@ class Prompts(nn.Module):
         self.encoder = encoder
         self.names = [spoken(name) for name in names]
         self.negative = negative
+        # A tokenizer that was saved without its configuration says that it has room for 1e30.
+        self.room = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         self._kept: dict[str, Tensor] = {}
 
     def forward(self, classes: Tensor, layout: Tensor | None) -> Tensor:
@@ -61,7 +63,7 @@ class Prompts(nn.Module):
     def _fits(self, text: str) -> bool:
         """Whether the text encoder has room for all of a text."""
         tokens = self.tokenizer(text, verbose=False).input_ids
-        return len(tokens) <= self.tokenizer.model_max_length
+        return len(tokens) <= self.room
 
     @torch.no_grad()
     def encode(self, text: str) -> Tensor:
@@ -72,7 +74,7 @@ class Prompts(nn.Module):
                 padding="max_length",
                 truncation=True,
                 return_tensors="pt",
-                max_length=self.tokenizer.model_max_length,
+                max_length=self.room,
             )
             self._kept[text] = self.encoder(tokens.input_ids.to(self.encoder.device))[0][0]
         return self._kept[text]

@@ -41,7 +41,7 @@ _PARTS = {
     "unet": MODEL_FILES,
     "vae": MODEL_FILES,
     "text_encoder": MODEL_FILES,
-    "tokenizer": ("vocab.json", "merges.txt"),
+    "tokenizer": ("vocab.json", "merges.txt", "tokenizer_config.json"),
     "scheduler": ("scheduler_config.json",),
 }
 _HALF_GAIN = 2.0**14

@@ -101,7 +101,7 @@ class ClassMoments:
             )
         for layer, feature in enumerate(features):
             height, width = map(int, feature.shape[2:])
-            masks = soft_masks(labels, self.num_classes, (height, width))
+            masks = soft_masks(labels.to(feature.device), self.num_classes, (height, width))
             self._join(layer, *_batch_moments(feature.detach(), masks))
 
     def merge(self, other: ClassMoments) -> None:

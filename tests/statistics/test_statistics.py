@@ -19,6 +19,7 @@ from d3s2.data.dataset import IGNORE, ClassInfo, SegmentationDataset
 from d3s2.data.folder import write_classes
 from d3s2.data.opening import open_dataset
 from d3s2.data.scenes import scenes_classes
+from d3s2.statistics import features
 from d3s2.statistics.features import ClassMoments, feature_statistics, soft_masks
 from d3s2.statistics.pixels import PixelCounts, class_table, co_occurrence, count_pixels
 
@@ -305,3 +306,21 @@ def test_feature_statistics_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     )
     with pytest.raises(D3S2Error, match="holds no image"):
         feature_statistics(data.subset([]), proxy)
+
+
+def test_labels_may_lie_on_another_device_than_the_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a notebook on a GPU: `meta` stands for one here."""
+    asked = []
+
+    def note(labels: torch.Tensor, *_: object) -> None:
+        asked.append(labels.device.type)
+        raise InterruptedError
+
+    monkeypatch.setattr(features, "soft_masks", note)
+    with pytest.raises(InterruptedError):
+        ClassMoments(3, [5]).update(
+            [torch.empty(2, 5, 4, 4, device="meta")], torch.zeros(2, 8, 8, dtype=torch.long)
+        )
+    assert asked == ["meta"]
