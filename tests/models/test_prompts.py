@@ -1,4 +1,4 @@
-"""Prompts from a model folder as `fetch` leaves it: with the files that are asked for, no others."""
+"""Prompts from a model folder as `fetch` leaves it: the files that are asked for, no others."""
 
 from __future__ import annotations
 
