@@ -29,5 +29,5 @@ setup:
 	@./install.sh
 
 clean:
-	rm -rf .venv .venv.old.* .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv.old.* .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	find d3s2 tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
