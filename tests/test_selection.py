@@ -287,3 +287,67 @@ def test_selection_at_the_size_of_ade20k_is_quick() -> None:
     assert spread.covered >= chance.covered
     assert spread.gini < chance.gini
     assert spread.smallest > chance.smallest
+
+
+# --------------------------------------------------------------- coverage, from its definitions
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.integers(1, 9), st.integers(1, 12))
+def test_coverage_is_its_definition(seed: int, classes: int, picks: int) -> None:
+    """Over the classes that the data has, in any number, odd or even, some of them not covered."""
+    matrix = matrix_of(seed, 12, classes, 0.25)
+    chosen = np.random.default_rng(seed).permutation(12)[:picks]
+    found = coverage(matrix, chosen)
+    totals = matrix.toarray()[chosen].sum(0)
+    assert found.per_class == pytest.approx(totals)
+    values = totals[matrix.toarray().any(0)]
+    assert (found.possible, found.covered) == (len(values), (values > 0).sum())
+    if values.sum() == 0:
+        assert (found.smallest, found.median, found.gini, found.kl) == (0, 0, 0, 0)
+        return
+    assert found.smallest == pytest.approx(values.min())
+    assert found.median == pytest.approx(np.median(values))
+    apart = np.abs(values[:, None] - values).mean()
+    assert found.gini == pytest.approx(apart / (2 * values.mean()), abs=1e-12)
+    share = values[values > 0] / values.sum()
+    uniform = 1 / len(values)
+    assert found.kl == pytest.approx((share * np.log(share / uniform)).sum(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "totals, median, gini",
+    [
+        ([1, 2, 3, 10], 2.5, 0.4375),
+        ([10, 1, 3, 2], 2.5, 0.4375),
+        ([5, 5, 5], 5, 0),
+        ([0, 0, 9], 0, 2 / 3),
+        ([4, 1], 2.5, 0.3),
+    ],
+)
+def test_coverage_of_hand_made_totals(totals: list[int], median: float, gini: float) -> None:
+    data = np.array([totals, [1] * len(totals)], dtype=float)
+    found = coverage(sparse.csr_array(data), [0])
+    assert (found.median, found.gini) == pytest.approx((median, gini))
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEEDS)
+def test_coverage_knows_neither_the_order_of_picks_and_classes_nor_the_unit(seed: int) -> None:
+    rng, dense = np.random.default_rng(seed), matrix_of(seed, 12, 5, 0.7).toarray()
+    picks, order = rng.permutation(12)[:6], rng.permutation(5)
+    plain = coverage(sparse.csr_array(dense), picks)
+    other = coverage(sparse.csr_array(8.0 * dense[:, order]), picks[::-1])
+    assert other.per_class == pytest.approx(8 * plain.per_class[order])
+    assert (other.covered, other.possible) == (plain.covered, plain.possible)
+    assert (other.gini, other.kl) == pytest.approx((plain.gini, plain.kl), abs=1e-12)
+    assert (other.median, other.smallest) == pytest.approx((8 * plain.median, 8 * plain.smallest))
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEEDS, st.sampled_from([0.1, 1.0, 10.0]))
+def test_the_objective_is_its_formula(seed: int, delta: float) -> None:
+    matrix, rng = matrix_of(seed), np.random.default_rng(seed)
+    weights, picks = rng.random(4), rng.permutation(12)[:5]
+    totals = matrix.toarray()[picks].sum(0)
+    expected = (weights * np.log(1 + totals / delta)).sum()
+    assert objective(matrix, weights, picks, delta) == pytest.approx(expected)
+    assert objective(matrix, weights, [], delta) == 0

@@ -12,12 +12,15 @@ from d3s2.core.errors import D3S2Error
 from d3s2.guidance.losses import (
     ClassAreas,
     FeatureTargets,
+    LossOptions,
     SetMemory,
     class_moments,
     feature_matching,
+    guidance_losses,
     pixel_losses,
     segmentation_consistency,
 )
+from d3s2.models.proxy import ProxyOutput
 from d3s2.statistics.features import ClassMoments, soft_masks
 
 C, H, W = 5, 8, 12
@@ -319,3 +322,134 @@ def test_statistics_of_another_proxy_are_refused():
     _, labels = some(0)
     with pytest.raises(D3S2Error, match="run notebook 01 again"):
         feature_matching(layers(0)[:1], labels, targets_of(layers(0), labels))
+
+
+# --------------------------------------------------------------- what counts, class by class
+def only(labels: torch.Tensor, number: int) -> torch.Tensor:
+    """The mask with one class left; all else ignored."""
+    return torch.where(labels == number, labels, 255)
+
+
+@given(seed=st.integers(0, 10_000), classes=st.integers(1, C))
+@settings(max_examples=15, deadline=None)
+def test_the_balanced_loss_is_the_mean_over_the_classes_present_of_their_own_losses(seed, classes):
+    logits, labels = some(seed)
+    labels = torch.where(labels < classes, labels, 255)
+    labels[2] = only(labels[2], 0)  # one image of a single class
+    found = segmentation_consistency(logits, labels, balance=True)
+    for b in range(3):
+        present = labels[b][labels[b] != 255].unique().tolist()
+        alone = [
+            segmentation_consistency(logits[b : b + 1], only(labels[b : b + 1], c)).item()
+            for c in present
+        ]
+        expected = sum(alone) / len(alone) if alone else 0.0
+        assert found[b].item() == pytest.approx(expected, rel=1e-9)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    min_area=st.sampled_from([0.5, 1.0, 3.0, 6.0]),
+    kappa=st.sampled_from([0.0, 1.0, 2.5]),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_feature_loss_is_the_mean_over_layers_of_the_mean_over_classes_known_and_large_enough(
+    seed, min_area, kappa
+):
+    """From the distances of each class alone: every class that is seen in the data and reaches the
+    area counts once in its layer, and no other does.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    rare = [0.0, 0.6, 0.3, 0.06, 0.04]
+    labels = torch.multinomial(torch.tensor(rare), H * W, True, generator=rng).reshape(1, H, W)
+    labels[0, 0, 0] = 0  # one pixel, a quarter of a coarse cell
+    real = torch.where(labels == 2, 255, labels)  # class 2 is not in the data
+    features, targets = layers(seed, 1), targets_of(layers(seed + 1, 1), real)
+    expected = 0.0
+    for layer, feature in enumerate(features):
+        area = soft_masks(labels, C, tuple(feature.shape[2:]))[0].sum((1, 2))
+        counted = [c for c in range(C) if c != 2 and area[c] >= min_area]
+        alone = [
+            feature_matching(
+                features, only(labels, c), targets, kappa=kappa, layers=[layer], min_area=1e-9
+            ).item()
+            for c in counted
+        ]
+        expected += sum(alone) / max(len(alone), 1) / len(features)
+    found = feature_matching(features, labels, targets, kappa=kappa, min_area=min_area)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+    if min_area == 0.5:
+        assert torch.equal(feature_matching(features, labels, targets, kappa=kappa), found)
+
+
+def test_a_class_that_the_data_lacks_or_that_is_too_small_may_as_well_be_ignored():
+    labels = torch.ones(1, H, W, dtype=torch.int64)
+    labels[:, :4, :4] = 3
+    labels[:, 6, 6] = 4
+    features = layers(31, 1)
+    targets = targets_of(layers(32, 1), torch.where(labels == 3, 255, labels))
+    unknown = torch.where(labels == 3, 255, labels)
+    assert torch.equal(
+        feature_matching(features, labels, targets), feature_matching(features, unknown, targets)
+    )
+    small = torch.where(labels == 4, 255, labels)  # a pixel is a quarter of a cell of the second
+    for layer, same in ((0, False), (1, True)):
+        one, other = (
+            feature_matching(features, mask, targets, layers=[layer]) for mask in (labels, small)
+        )
+        assert torch.allclose(one, other, rtol=1e-12, atol=0) is same
+
+
+def test_the_weight_of_the_deviations_is_linear_and_positive():
+    _, labels = some(33)
+    features, targets = layers(33), targets_of(layers(34), labels)
+    none, one, three = (
+        feature_matching(features, labels, targets, kappa=kappa) for kappa in (0.0, 1.0, 3.0)
+    )
+    assert (one > none).all()
+    torch.testing.assert_close(three - none, 3 * (one - none))
+    assert torch.equal(feature_matching(features, labels, targets), one)
+
+
+# ------------------------------------------------------------------- both together, as options say
+class TwoLayers:
+    """A proxy whose answers are given."""
+
+    layers = ("fine", "coarse")
+
+    def __init__(self, logits: torch.Tensor, features: list[torch.Tensor]):
+        self.output = ProxyOutput(logits, features)
+
+    def __call__(self, images: torch.Tensor) -> ProxyOutput:
+        return self.output
+
+
+@pytest.mark.parametrize(
+    "options, balance, more",
+    [
+        (LossOptions(), False, {}),
+        (LossOptions(balance=True), True, {}),
+        (LossOptions(kappa=0.0), False, {"kappa": 0.0}),
+        (LossOptions(kappa=3.0), False, {"kappa": 3.0}),
+        (LossOptions(layers=("fine",)), False, {"layers": [0]}),
+        (LossOptions(layers=("coarse",)), False, {"layers": [1]}),
+        (LossOptions(layers=("coarse", "fine")), False, {}),
+        (LossOptions(True, 0.5, ("coarse",)), True, {"kappa": 0.5, "layers": [1]}),
+    ],
+)
+@pytest.mark.parametrize("remembers", [False, True])
+def test_every_option_reaches_the_loss_that_it_is_for(options, balance, more, remembers):
+    logits, labels = some(35)
+    features, targets = layers(35), targets_of(layers(36), labels)
+    memory = None
+    if remembers:
+        memory = SetMemory.from_moments(moments_of(layers(37), labels), dtype=torch.float64)
+    proxy = TwoLayers(logits, features)
+    found = guidance_losses(proxy, labels, targets, options, memory)(torch.zeros(3, 3, H, W))
+    assert set(found) == {"segmentation", "feature"}
+    assert torch.equal(found["segmentation"], segmentation_consistency(logits, labels, balance))
+    expected = feature_matching(features, labels, targets, memory=memory, **more)
+    torch.testing.assert_close(found["feature"], expected)
+    default = guidance_losses(proxy, labels, targets)(torch.zeros(3, 3, H, W))
+    assert torch.equal(found["segmentation"], default["segmentation"]) is not balance
+    assert torch.allclose(found["feature"], default["feature"]) is not bool(more or remembers)

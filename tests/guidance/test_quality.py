@@ -6,17 +6,26 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from small_scenes import small_scenes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d3s2.core.errors import D3S2Error
-from d3s2.data.dataset import SegmentationDataset
+from d3s2.data.dataset import ClassInfo, SegmentationDataset
+from d3s2.data.folder import write_classes
+from d3s2.data.opening import open_dataset
 from d3s2.data.tensors import read_images, read_masks
-from d3s2.guidance.losses import FeatureTargets, pixel_losses, segmentation_consistency
+from d3s2.guidance.losses import (
+    FeatureTargets,
+    feature_matching,
+    pixel_losses,
+    segmentation_consistency,
+)
 from d3s2.guidance.quality import (
     SCORES,
     best,
@@ -24,9 +33,10 @@ from d3s2.guidance.quality import (
     class_mean_losses,
     ignore_doubtful,
     judge,
+    kept_class_losses,
 )
-from d3s2.models.proxy import ProxySegmenter
-from d3s2.statistics.features import feature_statistics
+from d3s2.models.proxy import ProxyOutput, ProxySegmenter
+from d3s2.statistics.features import ClassMoments, feature_statistics
 
 C = 5
 
@@ -144,3 +154,114 @@ def test_the_best_try_is_kept_image_by_image_and_the_first_of_equals(score, expe
 def test_an_unknown_score_is_refused():
     with pytest.raises(D3S2Error, match=f"choose {', '.join(SCORES)}"):
         best([], "beauty")
+
+
+# ------------------------------------------------------------- the verdict, from its definitions
+class Given(torch.nn.Module):
+    """A proxy whose logits and features are made of the images' own pixels, so that anyone can
+    compute them again.
+    """
+
+    device = "cpu"
+    layers = ("pixels",)
+
+    def forward(self, images: torch.Tensor) -> ProxyOutput:
+        logits = torch.stack([images[:, 0], images[:, 1], images[:, 2], -images[:, 0]], 1)
+        return ProxyOutput(3 * logits, [images])
+
+
+def drawn(seed: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (batch, 4, 6), generator=rng)
+    labels[torch.rand(labels.shape, generator=rng) < 0.3] = 255
+    return torch.rand(batch, 3, 4, 6, generator=rng) * 2 - 1, labels
+
+
+@given(seed=st.integers(0, 10_000), batch=st.integers(1, 5))
+@settings(max_examples=15, deadline=None)
+def test_a_verdict_is_made_of_the_losses_and_the_share_of_valid_pixels_recognised(seed, batch):
+    images, labels = drawn(seed, batch)
+    real = ClassMoments(4, [3])
+    real.update([drawn(seed + 1, 3)[0]], drawn(seed + 1, 3)[1])
+    targets, proxy = FeatureTargets.from_moments(real), Given()
+    verdict = judge(proxy, targets, images, labels)
+    assert set(verdict) == set(SCORES)
+    said = proxy(images).logits.argmax(1)
+    for b in range(batch):
+        valid = labels[b] != 255
+        right = (said[b] == labels[b])[valid].float().mean().item() if valid.any() else 0.0
+        assert verdict["proxy_agreement"][b] == pytest.approx(right, abs=1e-6)
+        logits = proxy(images).logits[b : b + 1]
+        entropy = torch.nn.functional.cross_entropy(logits, labels[b : b + 1], ignore_index=255)
+        if valid.any():
+            assert verdict["segmentation_loss"][b] == pytest.approx(entropy.item(), abs=1e-5)
+        matching = feature_matching([images], labels, targets, kappa=1.0)[b].item()
+        assert verdict["feature_loss"][b] == pytest.approx(matching, abs=2e-6, rel=1e-5)
+
+
+def test_real_images_are_judged_better_than_noise_by_every_score_and_so_picked():
+    """Where the pixels say their class, the real images must win, whatever is asked."""
+    labels = torch.arange(24).reshape(1, 4, 6) % 3
+    real = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2) * 1.6 - 0.8
+    noise = torch.rand(1, 3, 4, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    moments = ClassMoments(4, [3])
+    moments.update([real], labels)
+    targets = FeatureTargets.from_moments(moments)
+    verdicts = [judge(Given(), targets, images, labels) for images in (noise, real)]
+    for score in SCORES:
+        assert best(verdicts, score) == [1] and best(verdicts[::-1], score) == [0], score
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_ignored_pixels_count_for_nothing(seed):
+    """Neither in an image's verdict nor in a class's agreement, whatever is seen there."""
+    images, labels = drawn(seed, 2)
+    other = torch.where((labels == 255)[:, None], -images, images)
+    real = ClassMoments(4, [3])
+    real.update([drawn(seed + 1, 3)[0]], drawn(seed + 1, 3)[1])
+    targets, proxy = FeatureTargets.from_moments(real), Given()
+    assert judge(proxy, targets, images, labels) == judge(proxy, targets, other, labels)
+    for one, two in zip(
+        class_agreement(proxy(images).logits, labels),
+        class_agreement(proxy(other).logits, labels),
+        strict=True,
+    ):
+        assert torch.equal(one, two)
+    losses, means = pixel_losses(proxy(images).logits, labels), torch.tensor([1e9, 0, 0, 0])
+    filtered = ignore_doubtful(losses, labels, means, 1.0)
+    assert torch.equal(filtered[labels == 0], labels[labels == 0])
+    assert (filtered[labels == 255] == 255).all() and (filtered[(labels > 0)] == 255).all()
+
+
+@pytest.fixture(scope="module")
+def with_void(tmp_path_factory) -> SegmentationDataset:
+    """Five small images of three classes, with ignored pixels; a fourth class is nowhere."""
+    root, rng = tmp_path_factory.mktemp("void"), np.random.default_rng(3)
+    write_classes(root / "classes.csv", [ClassInfo(f"c{k}", (k, 0, 0)) for k in range(4)])
+    labels = rng.choice(np.array([0, 1, 2, 255], np.uint8), (5, 4, 6), p=[0.1, 0.4, 0.2, 0.3])
+    images = rng.integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    for part, arrays in (("images", images), ("labels", labels)):
+        (root / "train" / part).mkdir(parents=True)
+        for k, array in enumerate(arrays):
+            Image.fromarray(array).save(root / "train" / part / f"{k}.png")
+    return open_dataset("folder", root, "train")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8])
+def test_a_classes_mean_loss_leaves_ignored_pixels_and_padding_out(with_void, batch):
+    """Batches of one to three are padded to four: what is repeated must not be counted."""
+    labels = read_masks(with_void, range(5))
+    losses = pixel_losses(Given()(read_images(with_void, range(5))).logits, labels)
+    means = class_mean_losses(Given(), with_void, batch)
+    for c in range(3):
+        assert means[c].item() == pytest.approx(losses[labels == c].mean().item(), rel=1e-6)
+    assert means.shape == (4,) and math.isinf(means[3])
+
+
+def test_mean_losses_are_kept_and_read_back_with_the_class_that_has_none(with_void, tmp_path):
+    path = tmp_path / "class_losses.json"
+    first = kept_class_losses(Given(), with_void, path)
+    torch.testing.assert_close(first, class_mean_losses(Given(), with_void), rtol=0, atol=0)
+    path.write_text("[1.5, 2, 3, null]")
+    assert kept_class_losses(None, None, path).tolist() == [1.5, 2, 3, math.inf]

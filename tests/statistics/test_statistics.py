@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import sparse
 from torch import Tensor, nn
 
 from d3s2.core.errors import D3S2Error
@@ -324,3 +325,86 @@ def test_labels_may_lie_on_another_device_than_the_features(
             [torch.empty(2, 5, 4, 4, device="meta")], torch.zeros(2, 8, 8, dtype=torch.long)
         )
     assert asked == ["meta"]
+
+
+# ------------------------------------------------------------------------ oblong images and layers
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+)
+def test_moments_of_oblong_features_are_those_of_the_cells_under_each_class(
+    seed: int, mask: tuple[int, int], cells: tuple[int, int]
+) -> None:
+    """Against the definition, written out over rows and columns: height never stands for width."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([0, 1, IGNORE], (2, *mask))
+    feature = torch.from_numpy(rng.normal(size=(2, 3, *cells)))
+    moments = moments_of([feature], torch.from_numpy(labels), 2)
+    fine = labels.repeat(cells[0], 1).repeat(cells[1], 2)
+    for c in range(2):
+        weight = np.zeros((2, *cells))
+        for y in range(cells[0]):
+            for x in range(cells[1]):
+                rows = slice(y * mask[0], (y + 1) * mask[0])
+                columns = slice(x * mask[1], (x + 1) * mask[1])
+                weight[:, y, x] = (fine[:, rows, columns] == c).mean((1, 2))
+        n = weight.sum()
+        assert moments.n[0][c].item() == pytest.approx(n, abs=1e-5)
+        if n == 0:
+            continue
+        mean = (weight[:, None] * feature.numpy()).sum((0, 2, 3)) / n
+        gap = (feature.numpy() - mean[:, None, None]) ** 2
+        variance = (weight[:, None] * gap).sum((0, 2, 3)) / n
+        assert moments.mean[0][c].numpy() == pytest.approx(mean, abs=1e-5)
+        assert moments.variance()[0][c].numpy() == pytest.approx(variance, abs=1e-5)
+
+
+class Pixels(nn.Module):
+    """A proxy whose first layer is the image itself, and whose second one where a pixel stands."""
+
+    layers = ("colour", "place")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anything = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> Features:
+        height, width = images.shape[2:]
+        grid = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        place = torch.stack(grid).float()[None].expand(len(images), -1, -1, -1)
+        return Features([images, place])
+
+
+def test_statistics_of_a_data_set_are_those_of_its_pixels(small: SegmentationDataset) -> None:
+    """Colours as they lie on disk, from -1 to 1; rows and columns under the class that is there."""
+    moments = feature_statistics(small, Pixels(), batch_size=3, progress=False)
+    colours = np.stack([small.read_image(k) for k in range(7)]) / 127.5 - 1
+    labels = np.stack([small.read_labels(k) for k in range(7)])
+    rows, columns = np.indices((6, 9))
+    for c in range(3):
+        inside = labels == c
+        assert moments.n[0][c] == inside.sum()
+        assert moments.mean[0][c].numpy() == pytest.approx(colours[inside].mean(0), abs=1e-6)
+        assert moments.variance()[0][c].numpy() == pytest.approx(colours[inside].var(0), abs=1e-6)
+        place = np.stack([np.broadcast_to(axis, labels.shape)[inside] for axis in (rows, columns)])
+        assert moments.mean[1][c].numpy() == pytest.approx(place.mean(1), abs=1e-6)
+        assert moments.variance()[1][c].numpy() == pytest.approx(place.var(1), abs=1e-5)
+    every = colours[labels != IGNORE]
+    assert moments.global_mean()[0].numpy() == pytest.approx(every.mean(0), abs=1e-6)
+    assert moments.global_variance()[0].numpy() == pytest.approx(every.var(0), abs=1e-6)
+
+
+def test_the_class_table_cell_by_cell() -> None:
+    """A hand-made split: two images, three classes, one of them nowhere."""
+    counts = PixelCounts(
+        sparse.csr_array(np.array([[6, 0, 0], [1, 3, 0]])), np.array([6, 4]), ("a", "b")
+    )
+    assert [tuple(row) for row in class_table(counts, CLASSES[:3])] == [
+        (0, "c0", 7, 0.7, 2, 1.0, ""),
+        (1, "c1", 3, 0.3, 1, 0.5, ""),
+        (2, "c2", 0, 0.0, 0, 0.0, "no pixel in this split"),
+    ]
+    assert co_occurrence(counts).tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 0]]
+    np.testing.assert_allclose(counts.shares().toarray(), [[1, 0, 0], [0.25, 0.75, 0]])
