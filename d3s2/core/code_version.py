@@ -1,27 +1,56 @@
-"""The version of a piece of code: a digest of its modules' sources and of all they import from this
-package.
+"""The version of a piece of code: a digest of its modules' sources, of all they import from this
+package, and of the versions of the libraries that these import.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
+import sys
+from importlib import metadata
 from pathlib import Path
 
 from d3s2.core.errors import D3S2Error
 
 PACKAGE = Path(__file__).resolve().parents[1]
+BESIDE = ("d3s2.core.machine", "d3s2.core.parallel")
+"""Modules that say where and by how many something is computed, never what: a library that only
+they import decides no byte.
+"""
+WATCHING = ("psutil", "tqdm")
+"""Libraries that only look at processes, or draw how far something is."""
 
 
 def code_version(*modules: str) -> str:
-    """SHA-256 over the sources of these modules of d3s2 and of all they import from d3s2.
+    """SHA-256 over the sources of these modules of d3s2 and of all they import from d3s2, and over
+    the `library_versions`.
 
     Names are given inside the package ("selection", "data.scenes") or in full. Imports are read
     from the syntax tree, those inside functions too; so editing `plots` leaves a stage valid whose
     modules never import it. Raises D3S2Error for a module that there is not.
     """
-    return hashlib.sha256(json.dumps(sources(*modules), sort_keys=True).encode()).hexdigest()
+    made_of = [sources(*modules), library_versions(*modules)]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def library_versions(*modules: str) -> dict[str, str]:
+    """The installed version of every library that these modules of d3s2 import, or those that they
+    import from d3s2, by the name under which it is installed.
+
+    A build for another device is the same version ("2.13.0+cpu" counts as "2.13.0"). `BESIDE` and
+    `WATCHING` do not count, nor does what is not installed.
+    """
+    named: set[str] = set()
+    for module, source in sources(*modules).items():
+        if module not in BESIDE:
+            named |= _libraries(ast.parse(source))
+    found = {}
+    for name in sorted(named.difference(WATCHING)):
+        for distribution in _distributions().get(name, []):
+            found[distribution.lower()] = metadata.version(distribution).partition("+")[0]
+    return found
 
 
 def sources(*modules: str) -> dict[str, str]:
@@ -69,6 +98,23 @@ def _imports(module: str, tree: ast.AST, is_package: bool) -> list[str]:
             names |= {parent, *(f"{parent}.{alias.name}" for alias in node.names)}
     packages = names.union(*map(_packages, names))
     return sorted(name for name in packages if is_module(name))
+
+
+def _libraries(tree: ast.AST) -> set[str]:
+    """What import statements name that is neither this package nor Python's own."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names.difference(sys.stdlib_module_names, ["d3s2"])
+
+
+@functools.cache
+def _distributions() -> dict[str, list[str]]:
+    """Under which names what one imports is installed: "PIL" comes with "pillow"."""
+    return dict(metadata.packages_distributions())
 
 
 def _packages(module: str) -> list[str]:

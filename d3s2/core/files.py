@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,7 +35,9 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     Raises D3S2Error where the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # Short whatever the name is: a name may have 255 bytes, and of those `path` may use every one
+    short = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:12]
+    temporary = path.with_name(f".{short}.{os.getpid()}.part{path.suffix[:20]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -131,6 +134,25 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """Hex SHA-256 of each file's bytes. Raises D3S2Error for one that cannot be read."""
+    return [_hash_file(path) for path in paths]
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise unreadable(error, path) from error
+
+
+def unreadable(error: OSError, path: Path) -> D3S2Error:
+    """The sentence for a file of the data that cannot be read."""
+    return D3S2Error(
+        f"cannot read {path} ({error.strerror}): put the file back or prepare the data again."
+    )
+
+
 def digest(value: Any) -> str:
     """Hex SHA-256 of a value's canonical JSON; tuples count as lists, and NaN is refused
     (ValueError).
@@ -142,8 +164,8 @@ def digest(value: Any) -> str:
 
 
 def explain(error: OSError, path: Path) -> OSError | D3S2Error:
-    """A sentence for a full disk and a folder that cannot be written; every other error as it
-    is.
+    """A sentence for a full disk, a folder that cannot be written and a name that is too long;
+    every other error as it is.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return D3S2Error(
@@ -155,6 +177,8 @@ def explain(error: OSError, path: Path) -> OSError | D3S2Error:
             f"{path.parent} cannot be written ({error.strerror}): choose another folder with "
             "run_dir."
         )
+    if error.errno == errno.ENAMETOOLONG:
+        return D3S2Error(f"The name of {path} is too long for this disk: give it a shorter one.")
     return error
 
 
@@ -162,3 +186,21 @@ def remove(path: Path) -> None:
     """Delete a file if it is there and can be deleted."""
     with suppress(OSError):  # replaced already, or its folder cannot be written at all
         path.unlink()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete the temporary files and folders below a folder whose process has ended (killed, or
+    without power); another process that still writes keeps its own.
+    """
+    for path in folder.rglob(".*.part*"):
+        if _is_abandoned(path):
+            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a temporary file, named as `atomic_path` does, belongs to no running process."""
+    import psutil  # the command line answers without it
+
+    *_, process, _ = f"{path.name.partition('.part')[0]}.".split(".")
+    return not (process.isdecimal() and psutil.pid_exists(int(process)))

@@ -3,9 +3,11 @@ from.
 
 A *stage* is one folder of the run folder (`statistics`, `selection`, ...). Its key is a digest of
 everything that decides its bytes: parameters, keys of the stages it reads, source of the modules
-that write it, and data from outside such as a dataset's fingerprint. While it is written it holds
-`in_progress.json`; once whole, `manifest.json` with the SHA-256 of every file. Neither holds a
-time, a path or a machine's name, so equal runs give equal bytes.
+that write it and versions of the libraries these import, and data from outside such as a dataset's
+fingerprint. While it is written it holds `in_progress.json`; once whole, `manifest.json` with the
+SHA-256 of every file. Neither holds a time, a path or a machine's name, so equal runs give equal
+bytes. A stage is whole when the manifest's key is that of what the manifest says it is made of, its
+files have their bytes, and there are no others (but logs, and hidden files such as the desktop's).
 
 The usual cell:
 
@@ -26,13 +28,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from d3s2.core.code_version import code_version
+from d3s2.core.code_version import code_version, library_versions
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import (
     digest,
     explain,
     read_json,
     remove,
+    remove_abandoned,
     sha256,
     write_csv,
     write_json,
@@ -90,6 +93,7 @@ class Stage:
             "parameters": self.parameters,
             "inputs": {stage.name: stage.key for stage in inputs},
             "code": code_version(*modules),
+            "libraries": library_versions(*modules),
             "external": dict(external or {}),
         }
         self.key = digest(self._made_of)
@@ -112,24 +116,21 @@ class Stage:
             state = "unfinished" if (folder / IN_PROGRESS).is_file() else "missing"
             raise D3S2Error(f"The stage {name!r} is {state} in {run_dir}: {fix}.")
         manifest = read_json(folder / MANIFEST)
-        damage = (
-            _damage(folder, manifest) if "key" in manifest else f"{folder / MANIFEST} is incomplete"
-        )
-        if damage:
+        if damage := _damage(folder, manifest):
             raise D3S2Error(
                 f"The stage {name!r} is damaged ({damage}): {fix} again, it will be made anew."
             )
+        _refuse_strangers(folder, manifest)
         stage = cls.__new__(cls)
         stage.run_dir, stage.name, stage.folder = Path(run_dir), name, folder
         stage.parameters, stage.key = manifest["parameters"], manifest["key"]
-        stage._made_of = {
-            field: manifest[field] for field in manifest if field not in ("key", "files")
-        }
+        stage._made_of = _made_of(manifest)
         return stage
 
     def is_current(self) -> bool:
         """True when the stage is finished, has this key, and every file still has its bytes; says
-        so if not the last.
+        so if not the last. Raises D3S2Error for files that somebody put beside them: those are to
+        be moved away, which is cheaper than to make the stage again.
         """
         manifest = _read_marker(self.folder / MANIFEST)
         if manifest is None or manifest.get("key") != self.key:
@@ -138,6 +139,7 @@ class Stage:
         if damage:
             warnings.warn(f"the stage {self.name!r} will be made again: {damage}", stacklevel=2)
             return False
+        _refuse_strangers(self.folder, manifest)
         self._note()
         return True
 
@@ -146,29 +148,28 @@ class Stage:
 
         What an interrupted run with the same key left is kept, so that finished items need not be
         made again. A folder of another key, a finished one and a foreign one are moved to
-        `superseded/`; nothing is deleted but half-written temporary files.
+        `superseded/`; nothing is deleted but temporary files whose process has ended.
         """
-        marker = _read_marker(self.folder / IN_PROGRESS)
-        unfinished = marker is not None and not (self.folder / MANIFEST).exists()
-        if not (unfinished and marker.get("key") == self.key):
+        marker = {**self._made_of, "key": self.key}
+        unfinished = not (self.folder / MANIFEST).exists()
+        if not (unfinished and _read_marker(self.folder / IN_PROGRESS) == marker):
             supersede(self.run_dir, self.name)
-            write_json(self.folder / IN_PROGRESS, {**self._made_of, "key": self.key})
-        for leftover in self.folder.rglob(".*.part*"):
-            remove(leftover)
+            write_json(self.folder / IN_PROGRESS, marker)
+        remove_abandoned(self.folder)
         return self.folder
 
     def finish(self) -> None:
         """Hash every file (but logs: `logs/`, `*.log`) and write `manifest.json`: from now on the
-        stage is current.
+        stage is current. Raises D3S2Error when the folder is no longer this stage's: another
+        notebook began it with other parameters, and what lies there is of both.
         """
-        files = {
-            path.relative_to(self.folder).as_posix(): {
-                "bytes": path.stat().st_size,
-                "sha256": sha256(path),
-            }
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and not _is_unlisted(path.relative_to(self.folder))
-        }
+        marker = _read_marker(self.folder / IN_PROGRESS) or _read_marker(self.folder / MANIFEST)
+        if marker is None or marker.get("key") != self.key:
+            raise D3S2Error(
+                f"The stage {self.name!r} in {self.run_dir} was begun again by another notebook "
+                "while this one wrote it: run one at a time, then this notebook again."
+            )
+        files = {name: _entry(self.folder / name) for name in _listed(self.folder)}
         write_json(self.folder / MANIFEST, {**self._made_of, "key": self.key, "files": files})
         remove(self.folder / IN_PROGRESS)
         self._note()
@@ -185,15 +186,14 @@ class Stage:
 
 
 def verify(run_dir: str | Path, name: str, key: str) -> bool:
-    """True when the stage on disk is finished, has this key, and all its files still have their
-    bytes.
+    """True when the stage on disk is finished, has this key, all its files still have their bytes,
+    and there are no others.
     """
-    manifest = _read_marker(Path(run_dir) / name / MANIFEST)
-    return (
-        manifest is not None
-        and manifest.get("key") == key
-        and not _damage(Path(run_dir) / name, manifest)
-    )
+    folder = Path(run_dir) / name
+    manifest = _read_marker(folder / MANIFEST)
+    if manifest is None or manifest.get("key") != key or _damage(folder, manifest):
+        return False
+    return not _strangers(folder, manifest)
 
 
 def supersede(run_dir: str | Path, name: str) -> Path | None:
@@ -229,25 +229,62 @@ def _read_marker(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _is_unlisted(relative: Path) -> bool:
-    """Logs hold times, so they belong to no manifest; nor do markers and temporary files."""
-    return (
-        "logs" in relative.parts[:-1]
-        or relative.suffix == ".log"
-        or str(relative) in (MANIFEST, IN_PROGRESS)
-        or (relative.name.startswith(".") and ".part" in relative.name)
-    )
+def _listed(folder: Path) -> list[str]:
+    """What a manifest lists, sorted: not the logs, which hold times, not the markers, and nothing
+    hidden (temporary files, what a desktop or an editor leaves).
+    """
+    names = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        is_log = "logs" in relative.parts[:-1] or relative.suffix == ".log"
+        is_hidden = any(part.startswith(".") for part in relative.parts)
+        is_marker = relative.as_posix() in (MANIFEST, IN_PROGRESS)
+        if path.is_file() and not (is_log or is_hidden or is_marker):
+            names.append(relative.as_posix())
+    return names
 
 
-def _damage(folder: Path, manifest: Mapping[str, Any]) -> str:
-    """The first file that is missing or altered, in words; empty when all is well."""
-    for name, entry in manifest.get("files", {}).items():
+def _entry(path: Path) -> dict[str, int | str]:
+    """What a manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _made_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a manifest, what the key is the digest of."""
+    return {name: value for name, value in manifest.items() if name not in ("key", "files")}
+
+
+def _damage(folder: Path, manifest: object) -> str:
+    """In words, what is wrong with a manifest, or the first of its files that is missing or
+    altered; empty when all is well.
+    """
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return f"{folder / MANIFEST} is incomplete"
+    if not {"key", "parameters"} <= manifest.keys():
+        return f"{folder / MANIFEST} is incomplete"
+    if manifest["key"] != digest(_made_of(manifest)):
+        return f"{folder / MANIFEST} was edited: its key is not that of what it says"
+    for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+        if _entry(path) != entry:
             return f"{path} is not what was written"
     return ""
+
+
+def _strangers(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Files that the manifest does not know, sorted."""
+    return [name for name in _listed(folder) if name not in manifest["files"]]
+
+
+def _refuse_strangers(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise D3S2Error for the first file of a whole stage that the stage did not write."""
+    if strangers := _strangers(folder, manifest):
+        raise D3S2Error(
+            f"The stage {folder.name!r} holds {folder / strangers[0]}, which it did not write "
+            f"({len(strangers)} such): move it out of the run folder, then run again."
+        )
 
 
 # --------------------------------------------------------------------------------------------- lock

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,12 @@ def test_logs_are_outside_the_manifest(tmp_path: Path) -> None:
 def test_interrupted_stage_keeps_its_items(tmp_path: Path) -> None:
     folder = make_stage(tmp_path).begin()
     (folder / "done.txt").write_text("1")
-    (folder / ".half.123.part.png").write_text("rubbish")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (folder / f".half.{ended.pid}.part.png").write_text("rubbish")
+    (folder / ".half.part").write_text("of nobody")
+    (folder / f".training.{ended.pid}.part").mkdir()
+    (folder / f".training.{ended.pid}.part" / "result.json").write_text("rubbish")
     assert not make_stage(tmp_path).is_current()
     assert make_stage(tmp_path).begin() == folder
     assert (folder / "done.txt").exists() and not list(folder.glob(".*.part*"))
@@ -169,6 +175,165 @@ def test_used_stages_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [json.loads(line) for line in log.read_text().splitlines()] == [
         {"run_dir": str(tmp_path), "name": "selection", "key": stage.key}
     ] * 2
+
+
+# ----------------------------------------------------------------------------- meddled with by hand
+def test_a_file_that_somebody_put_beside_the_others_is_found(tmp_path: Path) -> None:
+    stage = finish(make_stage(tmp_path))
+    stranger = stage.folder / "deep" / "more.txt"
+    stranger.write_text("mine")
+    assert not verify(tmp_path, "selection", stage.key)
+    for look in (stage.is_current, lambda: Stage.find(tmp_path, "selection")):
+        with pytest.raises(D3S2Error, match=r"more\.txt, which it did not write.*move it out"):
+            look()
+    stranger.unlink()
+    for harmless in (".DS_Store", "deep/.ipynb_checkpoints/x.txt", "deep/logs/late.txt", "x.log"):
+        (stage.folder / harmless).parent.mkdir(exist_ok=True)
+        (stage.folder / harmless).write_text("of the desktop")
+    assert stage.is_current() and verify(tmp_path, "selection", stage.key)
+    assert Stage.find(tmp_path, "selection").key == stage.key
+
+
+def edit_manifest(stage: Stage, change) -> None:
+    path = stage.folder / "manifest.json"
+    manifest = read_json(path)
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["parameters"].update(value=2),
+        lambda manifest: manifest["inputs"].update(statistics="0" * 64),
+        lambda manifest: manifest.update(note="made with care"),
+        lambda manifest: manifest.pop("code"),
+    ],
+)
+def test_an_edited_manifest_is_found(tmp_path: Path, change) -> None:
+    stage = finish(make_stage(tmp_path))
+    edit_manifest(stage, change)
+    with pytest.raises(D3S2Error, match="was edited"):
+        Stage.find(tmp_path, "selection")
+    with pytest.warns(UserWarning, match="was edited"):
+        assert not stage.is_current()
+    assert not verify(tmp_path, "selection", stage.key)
+    assert finish(stage).is_current()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.pop("key"),
+        lambda manifest: manifest.pop("parameters"),
+        lambda manifest: manifest.pop("files"),
+        lambda manifest: manifest.update(files=["deep/data.txt"]),
+        lambda manifest: manifest["files"].update({"deep/data.txt": {}}),
+        lambda manifest: manifest["files"].update({"deep/data.txt": None}),
+        lambda manifest: manifest["files"].clear(),
+    ],
+)
+def test_a_manifest_without_fields_is_a_sentence(tmp_path: Path, change) -> None:
+    stage = finish(make_stage(tmp_path))
+    edit_manifest(stage, change)
+    with pytest.raises(D3S2Error, match=r"incomplete|not what was written|did not write"):
+        Stage.find(tmp_path, "selection")
+    assert not verify(tmp_path, "selection", stage.key)
+
+
+def test_a_list_is_no_manifest(tmp_path: Path) -> None:
+    stage = finish(make_stage(tmp_path))
+    (stage.folder / "manifest.json").write_text("[]")
+    with pytest.raises(D3S2Error, match="incomplete"):
+        Stage.find(tmp_path, "selection")
+
+
+def test_a_second_notebook_leaves_the_first_ones_files_alone(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    with atomic_path(stage.begin() / "big.npz") as partial:
+        partial.write_text("half")
+        make_stage(tmp_path).begin()
+        assert partial.exists()
+    stage.finish()
+    make_stage(tmp_path).finish()  # both wrote the same
+    assert make_stage(tmp_path).is_current()
+
+
+def test_a_folder_that_another_notebook_took_is_not_finished(tmp_path: Path) -> None:
+    stage, other = make_stage(tmp_path), make_stage(tmp_path, 2)
+    stage.begin()
+    other.begin()
+    with pytest.raises(D3S2Error, match="begun again by another notebook"):
+        stage.finish()
+    other.finish()
+    with pytest.raises(D3S2Error, match="begun again by another notebook"):
+        stage.finish()
+    assert other.is_current()
+
+
+def test_an_unfinished_folder_of_an_edited_marker_is_not_gone_on_with(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    marker = stage.begin() / "in_progress.json"
+    marker.write_text(marker.read_text().replace('"value": 1', '"value": 2'))
+    (stage.folder / "item.txt").write_text("of other parameters")
+    assert list(stage.begin().iterdir()) == [marker]
+
+
+# --------------------------------------------------------------------------------------- versions
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch):
+    """Call it to make another version of a library the installed one."""
+    real = metadata.version
+
+    def install(name: str, version: str) -> None:
+        monkeypatch.setattr(
+            metadata, "version", lambda asked: version if asked == name else real(asked)
+        )
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("library", "stale"),
+    [
+        ("torch", {"d3s2.guidance.painting", "d3s2.training.worker"}),
+        ("numpy", {"d3s2.selection", "d3s2.guidance.painting", "d3s2.training.worker"}),
+        ("pillow", {"d3s2.selection", "d3s2.guidance.painting", "d3s2.training.worker"}),
+        ("scipy", {"d3s2.selection", "d3s2.training.worker"}),
+        ("diffusers", {"d3s2.guidance.painting"}),
+        ("onedl-mmsegmentation", {"d3s2.training.worker"}),
+        ("psutil", set()),
+        ("tqdm", set()),
+        ("dask", set()),
+    ],
+)
+def test_a_key_follows_the_libraries_that_its_modules_import(
+    tmp_path: Path, installed, library: str, stale: set[str]
+) -> None:
+    names = ("d3s2.selection", "d3s2.guidance.painting", "d3s2.training.worker")
+
+    def keys() -> dict[str, str]:
+        return {name: Stage(tmp_path, "x", {}, modules=[name]).key for name in names}
+
+    before = keys()
+    installed(library, "99.0")
+    assert {name for name, key in keys().items() if key != before[name]} == stale
+
+
+def test_a_build_for_another_device_is_the_same_version(tmp_path: Path, installed) -> None:
+    keys = []
+    for version in ("2.13.0+cpu", "2.13.0+cu130", "2.13.0", "2.13.1"):
+        installed("torch", version)
+        keys.append(Stage(tmp_path, "x", {}, modules=["d3s2.guidance.painting"]).key)
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+
+
+def test_a_manifest_names_its_libraries(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "x", {}, modules=["d3s2.selection"])
+    stage.begin()
+    stage.finish()
+    libraries = read_json(stage.folder / "manifest.json")["libraries"]
+    assert sorted(libraries) == ["numpy", "pillow", "scipy"]
 
 
 # --------------------------------------------------------------------------------------------- lock
