@@ -121,9 +121,9 @@ def test_sky_called_sea_is_in_the_row_of_the_sky():
 def test_an_id_beyond_the_classes_is_refused_on_either_side(wrong):
     good, bad = np.array([0, 1, 2]), np.array([0, wrong, 2])
     for pair in ((good, bad), (bad, good)):
-        with pytest.raises(D3S2Error, match="outside 0 .. 2"):
+        with pytest.raises(D3S2Error, match=r"outside 0 \.\. 2"):
             evaluation.confusion(*pair, 3)
-    with pytest.raises(D3S2Error, match="outside 0 .. 2"):
+    with pytest.raises(D3S2Error, match=r"outside 0 \.\. 2"):
         evaluation.confusion(np.array([-1, 1, 2]), good, 3)
     assert evaluation.confusion(good, good, 3).trace() == 3  # the last class is inside
 

@@ -69,6 +69,8 @@ def test_the_same_data_elsewhere_is_the_same_job_and_changed_data_is_not(data, t
     assert job_key(moved) == job_key(job)
     (copy / "val" / "labels" / "1.png").write_bytes((data / "val/labels/2.png").read_bytes())
     assert job_key(moved) != job_key(job)
+    named = {"train_ids": ("0", "1"), "val_ids": ("0", "2")}  # without the one that differs
+    assert job_key(replace(moved, **named)) == job_key(replace(job, **named))
 
 
 def test_the_key_reads_each_split_once_and_the_check_none(data, tmp_path, monkeypatch):

@@ -204,7 +204,7 @@ class Sleeper(side_by_side._Training):
 
 def test_the_pool_gives_each_training_a_core_of_its_own_and_frees_it(data, tmp_path, monkeypatch):
     monkeypatch.setattr(side_by_side, "_Training", Sleeper)
-    monkeypatch.setattr(Sleeper, "over", {1})
+    monkeypatch.setattr(Sleeper, "over", {0})
     said: list[str] = []
     pool = side_by_side._Pool([4, 7], said.append)
     assert pool.has_room and not pool.is_busy
@@ -212,11 +212,11 @@ def test_the_pool_gives_each_training_a_core_of_its_own_and_frees_it(data, tmp_p
         pool.start(make_job(data, tmp_path, seed=seed))
     assert pool.is_busy and not pool.has_room
     (ended,) = pool.poll()
-    assert (ended.job.seed, ended.core) == (1, 7) and said == ["0 goes on"]
+    assert (ended.job.seed, ended.core) == (0, 4) and said == ["1 goes on"]
     assert pool.has_room and pool.is_busy
     pool.start(make_job(data, tmp_path, seed=2))
     running = list(pool._running.values())
-    assert [(one.job.seed, one.core) for one in running] == [(0, 4), (2, 7)]
+    assert [(one.job.seed, one.core) for one in running] == [(1, 7), (2, 4)]
     pool.stop()
     assert all(one.stopped for one in running) and not ended.stopped and not pool.is_busy
 
