@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from d3s2.core import places
@@ -60,41 +65,123 @@ def status(url: str, seconds: float = 30) -> int:
             time.sleep(0.2)
 
 
-@pytest.mark.processes
-def test_a_server_on_all_addresses_asks_for_its_token(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != lab.TOKEN}
-    environment |= {
-        "D3S2_HOME": str(tmp_path),
-        "HOME": str(tmp_path),
-        "JUPYTER_RUNTIME_DIR": str(tmp_path),
+def test_a_token_in_a_file_counts_as_one(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("short\n")
+    named = {lab.TOKEN_FILE: str(tmp_path / "token")}
+    assert lab.given_token(named) == "short"
+    assert lab.given_token(named | {lab.TOKEN: "mine"}) == "mine"
+    assert lab.given_token({}) is None
+    with pytest.raises(D3S2Error, match="cannot be read"):
+        lab.given_token({lab.TOKEN_FILE: str(tmp_path / "nowhere")})
+
+
+HOSTILE = """
+from jupyter_server.auth import IdentityProvider, User
+from jupyter_server.auth.login import LoginHandler
+
+class Open(IdentityProvider):
+    auth_enabled = False
+    def get_user(self, handler):
+        return User("anybody")
+
+class Everybody(LoginHandler):
+    @classmethod
+    def get_user(cls, handler):
+        return "anybody"
+
+c.IdentityProvider.token = c.PasswordIdentityProvider.token = c.ServerApp.token = ""
+c.PasswordIdentityProvider.hashed_password = c.ServerApp.password = ""
+c.ServerApp.allow_unauthenticated_access = True
+c.ServerApp.disable_check_xsrf = True
+c.NotebookApp.token = c.NotebookApp.password = ""
+"""
+
+
+def hostile_folders(home: Path) -> dict[str, str]:
+    """Configurations that switch every login off, in every place that Jupyter reads them from."""
+    opening = {
+        "provider": "c.ServerApp.identity_provider_class = Open\n",
+        "handler": "c.ServerApp.login_handler_class = Everybody\n",
+        "plain": "",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "d3s2.runs.cli",
-        "lab",
-        "--address",
-        "0.0.0.0",
-        "--port",
-        "18731",
-        "--allow-root",
-    ]
-    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    for name, line in opening.items():
+        (home / name).mkdir()
+        for app in ("jupyter", "jupyter_server", "jupyter_lab", "jupyter_notebook"):
+            (home / name / f"{app}_config.py").write_text(HOSTILE + line)
+    lines = {"IdentityProvider": {"token": ""}, "ServerApp": {"token": "", "password": ""}}
+    (home / "plain" / "jupyter_server_config.json").write_text(json.dumps(lines))
+    old = home / ".ipython" / "profile_default"
+    old.mkdir(parents=True)
+    (old / "ipython_notebook_config.py").write_text(HOSTILE)
+    paths = os.pathsep.join(str(home / name) for name in ("handler", "plain"))
+    return {
+        "JUPYTER_CONFIG_DIR": str(home / "provider"),
+        "JUPYTER_CONFIG_PATH": paths,
+        "JUPYTER_SERVER_ALLOW_UNAUTHENTICATED_ACCESS": "true",
+    }
+
+
+@contextmanager
+def running(home: Path, more: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """`d3s2 lab` on all addresses, with these environment variables."""
+    environment = {name: value for name, value in os.environ.items() if "JUPYTER" not in name}
+    environment |= {"D3S2_HOME": str(home), "HOME": str(home), "JUPYTER_RUNTIME_DIR": str(home)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = ["lab", "--address", "0.0.0.0", "--port", port, "--allow-root"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "d3s2.runs.cli", *words],
+        env=environment | more,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
-        lines = iter(server.stderr.readline, "")
-        url = next(
-            found.group(1)
-            for line in lines
-            if (found := re.search(r"(http://127\.0\.0\.1:\d+)/lab\?token=", line))
-        )
-        token = next(
-            found.group(1) for line in lines if (found := re.search(r"token=(\w{32,})", line))
-        )
-        assert status(f"{url}/api/contents") == 403
-        request = urllib.request.Request(
-            f"{url}/api/contents", headers={"Authorization": f"token {token}"}
-        )
-        assert b"00_start_here.ipynb" in urllib.request.urlopen(request, timeout=20).read()
+        yield server
     finally:
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=30)
+
+
+def first(pattern: str, server: subprocess.Popen[str]) -> str:
+    """The first group of a pattern in what the server says."""
+    said = ""
+    for line in iter(server.stderr.readline, ""):
+        said += line
+        if found := re.search(pattern, line):
+            return found.group(1)
+    raise AssertionError(said)
+
+
+def asked(url: str, token: str) -> bytes:
+    request = urllib.request.Request(url, headers={"Authorization": f"token {token}"})
+    return urllib.request.urlopen(request, timeout=20).read()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("home", ["plain home", "hostile home"])
+def test_a_server_on_all_addresses_asks_for_its_token(tmp_path: Path, home: str) -> None:
+    configured = hostile_folders(tmp_path) if home == "hostile home" else {}
+    with running(tmp_path, configured) as server:
+        url, token = re.fullmatch(
+            r"(.*)/lab\?token=(\w{32,})",
+            first(r"(http://127\.0\.0\.1:\d+/lab\?token=\w+)", server),
+        ).groups()
+        for path in ("contents", "kernels", "terminals", "sessions", "config/notebook"):
+            assert status(f"{url}/api/{path}") == 403, path
+        assert status(f"{url}/api/contents?token=") == status(f"{url}/api/contents?token=x") == 403
+        assert b"00_start_here.ipynb" in asked(f"{url}/api/contents", token)
+        assert asked(f"{url}/api/terminals", token) == b"[]"  # the packages' extensions are there
+        assert b"JupyterLab" in asked(f"{url}/lab", token)
+        command = " ".join(psutil.Process(server.pid).cmdline())
+        assert "jupyterlab" in command and token not in command
+
+
+@pytest.mark.processes
+def test_a_token_of_ones_own_holds_against_ones_own_configuration(tmp_path: Path) -> None:
+    token = "0123456789abcdef"
+    with running(tmp_path, hostile_folders(tmp_path) | {lab.TOKEN: token}) as server:
+        url = first(r"(http://127\.0\.0\.1:\d+)/lab", server)
+        assert status(f"{url}/api/contents") == 403
+        assert b"00_start_here.ipynb" in asked(f"{url}/api/contents", token)
+        assert token not in " ".join(psutil.Process(server.pid).cmdline())
