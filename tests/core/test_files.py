@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d3s2.core.errors import D3S2Error
-from d3s2.core.files import atomic_path, digest, read_json, write_json, write_npz
+from d3s2.core.files import (
+    atomic_path,
+    digest,
+    read_json,
+    write_csv,
+    write_json,
+    write_npz,
+    write_png,
+    write_text,
+)
 
 JSON = st.recursive(
     st.none()
@@ -111,3 +122,106 @@ def test_write_json_round_trip(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
     shutil.rmtree(tmp_path)
+
+
+# ------------------------------------------------------------- whole or not at all, and on the disk
+def write_image(path: Path, number: int) -> None:
+    write_png(path, np.full((9, 7, 3), number, np.uint8))
+
+
+WRITERS = {
+    "text": lambda path, number: write_text(path, f"{number}\n" * 99),
+    "json": lambda path, number: write_json(path, [number] * 99),
+    "npz": lambda path, number: write_npz(path, a=np.full(99, number)),
+    "csv": lambda path, number: write_csv(path, [["a", number]] * 99),
+    "png": write_image,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_writer_leaves_the_old_file_whole_until_the_new_one_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The order is: all bytes, sync, then the name; at each moment the name holds a whole file."""
+    target = tmp_path / f"file.{kind}"
+    WRITERS[kind](target, 1)
+    old, events = target.read_bytes(), []
+    real = {name: getattr(os, name) for name in ("fsync", "replace")}
+
+    def fsync(descriptor: int) -> None:
+        file = os.fstat(descriptor)
+        events.append(("fsync", file.st_ino, file.st_size))
+        assert target.read_bytes() == old
+        real["fsync"](descriptor)
+
+    def replace(source: Path, name: Path) -> None:
+        file = os.stat(source)
+        events.append(("replace", file.st_ino, file.st_size))
+        assert target.read_bytes() == old and Path(name) == target
+        assert Path(source).parent == target.parent  # one file system, so that it is one step
+        real["replace"](source, name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    WRITERS[kind](target, 2)
+    new = os.stat(target)
+    assert events == [("fsync", new.st_ino, new.st_size), ("replace", new.st_ino, new.st_size)]
+    assert target.read_bytes() != old and files_below(tmp_path).keys() == {target.name}
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_writer_that_is_stopped_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, step: str
+) -> None:
+    target = tmp_path / f"file.{kind}"
+    WRITERS[kind](target, 1)
+    before = files_below(tmp_path)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, step, stop)
+    with pytest.raises(KeyboardInterrupt):
+        WRITERS[kind](target, 2)
+    assert files_below(tmp_path) == before
+
+
+def test_many_small_files_may_go_without_a_sync_but_not_without_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    real = os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append("fsync"))
+    monkeypatch.setattr(os, "replace", lambda *a: (done.append("replace"), real(*a)))
+    write_png(tmp_path / "a.png", np.zeros((2, 2), np.uint8), sync=False)
+    assert done == ["replace"] and (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_json_without_a_number_is_refused_and_the_old_file_stays(
+    tmp_path: Path, number: float
+) -> None:
+    target = tmp_path / "a.json"
+    write_json(target, {"a": 1})
+    before = files_below(tmp_path)
+    for value in (number, {"deep": [{"er": number}]}):
+        with pytest.raises(ValueError):
+            write_json(target, value)
+    assert files_below(tmp_path) == before
+
+
+@given(value=st.dictionaries(st.text(max_size=4), JSON, min_size=1, max_size=4))
+def test_json_bytes_depend_on_the_value_not_on_the_order_of_its_keys(value: dict) -> None:
+    turned = dict(reversed(value.items()))
+    with tempfile.TemporaryDirectory() as name:
+        first, second = Path(name) / "1.json", Path(name) / "2.json"
+        write_json(first, {"a": value})
+        write_json(second, {"a": turned})
+        assert first.read_bytes() == second.read_bytes()
+        assert read_json(first) == json.loads(json.dumps({"a": value}))
+
+
+def test_json_on_disk_is_sorted_with_one_item_a_line(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": [1], "a": "ö"})
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n "a": "ö",\n "b": [\n  1\n ]\n}\n'

@@ -77,7 +77,7 @@ def test_the_image_goes_from_the_free_one_past_the_conditioned_one(w: float, gre
     torch.testing.assert_close(found, expected.double(), atol=1e-5, rtol=0)
 
 
-# ------------------------------------------------------------------------- bounds of the clean image
+# ----------------------------------------------------------------------- bounds of the clean image
 class Latents(LayoutGenerator):
     """Without bounds, and with a decoder, as a generator that works on latents."""
 
@@ -119,7 +119,7 @@ def test_latents_are_not_clamped_but_their_images_are():
 
 
 def test_what_is_clamped_keeps_to_the_line_between_image_and_noise():
-    """x_s = sqrt(a_s) x0 + sqrt(1 - a_s) eps of the clamped x0 and of the eps that belongs to it."""
+    """x_s = sqrt(a_s) x0 + sqrt(1 - a_s) eps of the clamped x0 and the eps that belongs to it."""
     generator = LayoutGenerator(Towards(5.0), SCHEDULE)
     first = next(sample(generator, NOISE, LAYOUT, None, 5))
     a, after = ALPHA[800], ALPHA[600]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
+import os
 import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_scenes import small_scenes
 
 import d3s2
@@ -19,7 +24,7 @@ from d3s2.data.tensors import class_sets, read_images, read_masks, to_uint8
 from d3s2.guidance.losses import FeatureTargets, LossOptions, guidance_losses, pixel_losses
 from d3s2.guidance.painting import RECORD, Painter, Recipe, generate, image_seed, synthesise
 from d3s2.guidance.quality import class_mean_losses, ignore_doubtful
-from d3s2.guidance.sampler import Guidance, initial_noise
+from d3s2.guidance.sampler import Guidance, finish, initial_noise, sample
 from d3s2.models.generator import LayoutGenerator, LayoutUNet, noise_schedule, save_half
 from d3s2.models.load import load_generator, load_proxy
 from d3s2.models.pretraining import Schedule as Training
@@ -552,3 +557,190 @@ def test_the_training_command_says_what_is_wrong_in_a_sentence(tmp_path, capsys)
     )
     said = capsys.readouterr().err
     assert said.startswith("d3s2: ") and "none" in said and "Traceback" not in said
+
+
+# ------------------------------------------------------------- seeds, options and the order on disk
+class Toy(torch.nn.Module):
+    """A network of a few operations, for tests of what is around it: v follows image and layout."""
+
+    dtype = torch.float32
+
+    @dataclass(frozen=True)
+    class Config:
+        num_classes: int = 20
+
+    config = Config()
+
+    def forward(self, x, t, layout, classes):
+        picture = 0.0 if layout is None else 0.02 * layout[:, None].clamp(max=20)
+        return 0.5 * x.roll(1, -1) - picture
+
+
+@pytest.fixture
+def quick(painter) -> Painter:
+    """A painter whose images take no time."""
+    return replace(painter, generator=LayoutGenerator(Toy(), noise_schedule()))
+
+
+QUICK = Recipe(steps=2, group=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    name=st.text("abc/_-0123", min_size=1, max_size=8),
+    candidate=st.integers(0, 9),
+)
+def test_an_images_seed_is_the_hash_of_all_three_that_it_follows_from(seed, name, candidate):
+    text = f"{seed}:{name}" if candidate == 0 else f"{seed}:{name}:{candidate}"
+    number = int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) // 2
+    assert image_seed(seed, name, candidate) == number < 2**63
+    others = [
+        image_seed(seed + 1, name, candidate),
+        image_seed(seed, name + "a", candidate),
+        image_seed(seed, name, candidate + 1),
+    ]
+    assert number not in others and len(set(others)) == 3
+
+
+def test_seeds_of_images_are_these_and_stay_so():
+    """From `printf 0:a | sha256sum` and so on: half of the first 16 digits."""
+    known = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
+    assert [f"{image_seed(*key):x}" for key in known] == [
+        "4ef9e2fd5c77c7f3",
+        "20b17eee9cd1f211",
+        "7010c97ec09f9c7e",
+        "20ec23c2997e7130",
+    ]
+
+
+def test_every_mask_try_and_run_starts_from_noise_of_its_own(dataset, quick):
+    """The same mask under several names, so that nothing but the noise can tell images apart."""
+    labels = read_masks(dataset, [0, 0, 0])
+    images = [
+        image
+        for seed, candidate in ((0, 0), (1, 0), (0, 1))
+        for image in generate(quick, labels, ["a", "b", "c"], replace(QUICK, seed=seed), candidate)
+    ]
+    for one, other in itertools.combinations(images, 2):
+        assert (one - other).abs().mean() > 0.1
+    again = generate(quick, labels[:1], ["b"], QUICK)
+    assert torch.equal(again[0], images[1])
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_an_image_can_be_made_again_from_the_seed_in_its_record(
+    dataset, quick, tmp_path, candidates
+):
+    recipe = replace(QUICK, candidates=candidates, seed=7)
+    made = synthesise(quick, dataset, range(4), tmp_path, recipe)
+    found = records(tmp_path, made.ids)
+    assert len({record["noise_seed"] for record in found}) == 4
+    assert candidates == 1 or len({record["candidate"] for record in found}) > 1
+    noise = initial_noise([record["noise_seed"] for record in found], (3, 64, 64))
+    layout = read_masks(dataset, [dataset.ids.index(name) for name in made.ids])
+    last = finish(sample(quick.generator, noise, layout, class_sets(layout, 20), recipe.steps))
+    for k, pixels in enumerate(to_uint8(last.image)):
+        np.testing.assert_array_equal(made.read_image(k), pixels)
+
+
+def test_the_recipes_options_and_the_mask_reach_the_losses(dataset, quick, tmp_path):
+    given_options, given_labels = [], []
+
+    def watched(proxy, labels, targets, options, memory):
+        given_options.append(options)
+        given_labels.append(labels)
+        assert proxy is quick.proxy and targets is quick.targets
+        return guidance_losses(proxy, labels, targets, options, memory)
+
+    options = LossOptions(balance=True, kappa=0.5, layers=("decoder",))
+    recipe = replace(QUICK, losses=options)
+    synthesise(replace(quick, losses=watched), dataset, [3, 1], tmp_path, recipe)
+    assert given_options == [options]
+    assert torch.equal(given_labels[0][:2], read_masks(dataset, [3, 1]))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [LossOptions(balance=True), LossOptions(kappa=0.0), LossOptions(layers=("encoder1",))],
+    ids=["balance", "kappa", "layers"],
+)
+def test_every_option_of_the_losses_changes_the_image(dataset, quick, other):
+    labels = read_masks(dataset, [0, 1])
+    steered = replace(QUICK, guidance=RECIPE.guidance)
+    plain, changed = (
+        generate(quick, labels, dataset.ids[:2], replace(steered, losses=options))
+        for options in (LossOptions(), other)
+    )
+    assert (plain - changed).abs().max() > 1e-3
+
+
+class Stop(BaseException):
+    """A run that is killed."""
+
+
+def test_wherever_a_run_is_killed_a_record_vouches_for_whole_files_and_it_goes_on_the_same(
+    dataset, quick, tmp_path, monkeypatch
+):
+    """Before each of its writes in turn: what has a record has its image and its mask, and the next
+    run ends with the bytes of an unbroken one.
+    """
+    quick, recipe = replace(quick, judge=by_redness), replace(QUICK, group=1)
+    synthesise(quick, dataset, [0, 1], tmp_path / "whole", recipe)
+    whole, real, total = tree(tmp_path / "whole"), os.replace, [0]
+
+    def counted(source, target):
+        if total[0] == 0:
+            raise Stop
+        total[0] -= 1
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", counted)
+    for writes in range(len(whole)):
+        folder = tmp_path / str(writes)
+        total[0] = writes
+        with pytest.raises(Stop):
+            synthesise(quick, dataset, [0, 1], folder, recipe)
+        left = tree(folder)
+        assert len(left) == writes and left.items() <= whole.items()  # nothing half, all by rename
+        for name in dataset.ids[:2]:
+            if f"records/{name}.json" in left:
+                assert f"train/images/{name}.png" in left and f"train/labels/{name}.png" in left
+        assert "card.json" not in left
+        total[0] = 99
+        synthesise(quick, dataset, [0, 1], folder, recipe)
+        assert tree(folder) == whole
+
+
+def test_what_is_written_is_in_its_order_on_the_disk(dataset, quick, tmp_path, monkeypatch):
+    """Image and mask are synced and named before the record that vouches for them."""
+    order, real = [], os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (order.append(str(Path(b).relative_to(tmp_path))), real(a, b))
+    )
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (synced.append(len(order)), sync(number)))
+    synthesise(quick, dataset, [2, 0], tmp_path, QUICK)
+    names = [dataset.ids[i] for i in (2, 0)]
+    expected = [
+        path
+        for name in names
+        for path in (f"train/images/{name}.png", f"train/labels/{name}.png", f"records/{name}.json")
+    ]
+    assert order == ["classes.csv", *expected, "card.json"]
+    assert synced == list(range(len(order)))  # each of them before its name
+
+
+def test_the_card_sums_up_its_records(dataset, quick, tmp_path):
+    made = synthesise(quick, dataset, [4, 1, 5], tmp_path, replace(QUICK, ignore_margin=1.0))
+    card = json.loads((tmp_path / "card.json").read_text())
+    found = records(tmp_path, card["ids_in_order_of_selection"])
+    assert [record["rank"] for record in found] == [0, 1, 2]
+    assert (card["images"], card["of"]) == (len(made), len(dataset)) == (3, 6)
+    assert card["ignored_pixels"] == sum(record["ignored_pixels"] for record in found) > 0
+    for key, mean in card["mean_quality"].items():
+        assert mean == pytest.approx(np.mean([record[key] for record in found]), abs=1e-6)
+    for number, share in enumerate(card["class_agreement"]):
+        cells = [record["class_pixels"].get(str(number), [0, 0]) for record in found]
+        right, pixels = np.sum(cells, axis=0)
+        assert share == (pytest.approx(right / pixels, abs=1e-6) if pixels else None)
