@@ -6,8 +6,8 @@ safely.
     sha256:…
 
 A file is written beside its place as `.part` and takes its name when it is whole and has the
-published checksum. Where none is published the SHA-256 found is printed: keep it. Mind each data
-set's terms of use.
+published checksum. Nothing that an earlier call did not make is deleted or written over. Where no
+checksum is published the SHA-256 found is printed: keep it. Mind each data set's terms of use.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import atomic_path, read_json, write_json
@@ -33,6 +34,7 @@ from d3s2.core.files import atomic_path, read_json, write_json
 CHUNK = 2**20
 TIMEOUT = 60
 _DONE = ".d3s2-fetched.json"
+_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 _PUBLISHED = re.compile(r"-([0-9a-f]{8,64})\.(pth|pt|safetensors)$")
 Report = Callable[[str], None]
 
@@ -40,13 +42,15 @@ Report = Callable[[str], None]
 @dataclass(frozen=True)
 class Archive:
     """An archive of a data set. checksum: "sha1:…", "md5:…" or "sha256:…", of which a beginning is
-    enough; "" = not published. into: subfolder it is unpacked in; size: about, in bytes.
+    enough; "" = not published. into: subfolder it is unpacked in; size: about, in bytes; elsewhere:
+    addresses of the same bytes, asked in turn where the first does not answer with them.
     """
 
     url: str
     checksum: str
     size: float
     into: str = ""
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -56,7 +60,7 @@ class Archive:
 
 _COCO = "http://images.cocodataset.org/zips/"
 _STUFF = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip"
-_VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+_VOC = "host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "ade20k": (
         Archive(
@@ -74,10 +78,20 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
         ),
         Archive(_STUFF, "", 0.7e9, "annotations"),
     ),
-    "voc2012": (Archive(_VOC, "md5:6cd6e144f989b92b3379bac3b3de84fd", 2e9),),
+    "voc2012": (
+        Archive(
+            f"http://{_VOC}",
+            "md5:6cd6e144f989b92b3379bac3b3de84fd",
+            2e9,
+            elsewhere=(
+                "http://pjreddie.com/media/files/VOCtrainval_11-May-2012.tar",
+                f"https://web.archive.org/web/2id_/http://{_VOC}",
+            ),
+        ),
+    ),
 }
 """The sums are those that torchvision (VOC) and GluonCV (ADE20K, COCO) check; we have not fetched
-the archives ourselves.
+the archives ourselves, nor asked VOC's other addresses: the sum decides.
 """
 
 
@@ -91,7 +105,8 @@ def fetch_dataset(
     """Fetch and unpack what is not yet there. mirror: an address that holds the archives under
     their names instead.
 
-    keep: leave the archives in `<folder>/archives`; False deletes each once it is unpacked.
+    keep: leave the archives in `<folder>/archives`; False deletes each once it is unpacked, but for
+    those that lay there before this call.
     Raises D3S2Error for everything that `download` and `unpack` find; the same call goes on from
     there.
     """
@@ -101,14 +116,32 @@ def fetch_dataset(
         if archive.name in done:
             report(f"{archive.name}: done before")
             continue
-        url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
-        path = download(url, folder / "archives" / archive.name, archive.checksum, report)
+        path = folder / "archives" / archive.name
+        lay_there = path.exists()
+        if mirror:
+            download(f"{mirror.rstrip('/')}/{archive.name}", path, archive.checksum, report)
+        else:
+            _from_any((archive.url, *archive.elsewhere), path, archive.checksum, report)
         count = unpack(path, folder / archive.into)
         report(f"{archive.name}: {count} files unpacked")
         done.append(archive.name)
         write_json(folder / _DONE, done)
-        if not keep:
+        if lay_there:
+            report(f"{path}: kept, it was there before; delete it when you like")
+        elif not keep:
             path.unlink()
+
+
+def _from_any(urls: Sequence[str], path: Path, checksum: str, report: Report) -> Path:
+    """`download` from the first address that answers with these bytes; the last one's error."""
+    for url in urls[:-1]:
+        if path.exists():
+            break  # it is only checked, and no address helps
+        try:
+            return download(url, path, checksum, report)
+        except D3S2Error as error:
+            report(f"{error} Another address is asked.")
+    return download(urls[-1], path, checksum, report)
 
 
 # ----------------------------------------------------------------------------------------- download
@@ -117,8 +150,8 @@ def download(url: str, path: Path, checksum: str = "", report: Report = print) -
 
     checksum: as in `Archive`; without one, the digits that published weights carry in their name
     count as SHA-256.
-    Raises D3S2Error for an address that cannot be read, a transfer that breaks off, a full disk and
-    a wrong checksum.
+    Raises D3S2Error for an address that cannot be read, a transfer that breaks off, a full disk, a
+    wrong checksum, and what lies in the way.
     """
     if not url.startswith(("http://", "https://")):
         raise D3S2Error(
@@ -126,68 +159,175 @@ def download(url: str, path: Path, checksum: str = "", report: Report = print) -
         )
     match = _PUBLISHED.search(url)
     checksum = checksum or (f"sha256:{match[1]}" if match else "")
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        _transfer(url, part, report)
-        _verify(part, checksum, report)
-        os.replace(part, path)
-        _etag_file(part).unlink(missing_ok=True)
-    else:
-        _verify(path, checksum, report)
+    kind, wanted = _parse(checksum)
+    if path.exists():
+        _check_present(path, kind, wanted, report)
+        return path
+    part = _Part(path)
+    part.prepare()
+    _transfer(url, part, report)
+    found = _sum(part.path, kind)
+    if not found.startswith(wanted):
+        part.forget()
+        raise D3S2Error(
+            f"{path.name} has {kind} {found} instead of {wanted}: what was fetched is deleted. "
+            "Fetch it again; if that does not help, its owner has changed it."
+        )
+    if not wanted:
+        _report_sum(path, kind, found, report)
+    if path.exists():
+        raise D3S2Error(f"{path} was made by somebody else meanwhile: the file is {part.path}.")
+    os.replace(part.path, path)
+    part.note.unlink(missing_ok=True)
     return path
 
 
-def _transfer(url: str, part: Path, report: Report) -> None:
-    start = part.stat().st_size if part.is_file() and _etag_file(part).is_file() else 0
+@dataclass(frozen=True)
+class _Part:
+    """A file on its way, beside its place; its note says that it is ours, and what it belongs to:
+    {"validator": what the server calls this version or "", "total": bytes or null}.
+    """
+
+    target: Path
+
+    @property
+    def path(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.part")
+
+    @property
+    def note(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.part.json")
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def prepare(self) -> None:
+        """Make the folder. Raises D3S2Error for a `.part` that is not ours."""
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not self.note.is_file():
+            raise D3S2Error(
+                f"{self.path} is there and no earlier fetch made it: move it away, or fetch to "
+                "another name."
+            )
+
+    def known(self) -> dict[str, Any]:
+        """The note; empty for a file that is not begun."""
+        return read_json(self.note) if self.note.is_file() else {}
+
+    def forget(self) -> None:
+        """Delete file and note."""
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+
+def _check_present(path: Path, kind: str, wanted: str, report: Report) -> None:
+    """Raise D3S2Error where something else lies at the target; it is left as it is."""
+    if not path.is_file():
+        raise D3S2Error(f"{path} is a folder: name the file to write.")
+    found = _sum(path, kind)
+    if not found.startswith(wanted):
+        raise D3S2Error(
+            f"{path} is there and has {kind} {found}, not the {kind} {wanted} that was asked for. "
+            "It is left as it is: move it away or delete it, or fetch to another name."
+        )
+    if not wanted:
+        _report_sum(path, kind, found, report)
+
+
+def _transfer(url: str, part: _Part, report: Report) -> None:
+    """Fetch what is missing; all of it where what is there is no beginning of what is sent."""
+    known = part.known()
+    resumable = part.size and known.get("validator")
+    if not (resumable and _ask(url, part, known, report)):
+        part.forget()
+        _ask(url, part, {}, report)
+
+
+def _ask(url: str, part: _Part, known: Mapping[str, Any], report: Report) -> bool:
+    """One request, for the rest of what is `known` or, where that is empty, for the whole; False
+    where the answer does not go on from what is there.
+    """
+    start = part.size if known else 0
     headers = {"User-Agent": "d3s2", "Accept-Encoding": "identity"}
     if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": _etag_file(part).read_text()}
+        headers |= {"Range": f"bytes={start}-", "If-Range": known["validator"]}
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - `download` lets http and https pass alone
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310 - as above
-            _receive(response, part, start, report)
+            return _receive(response, part, start, known, report)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing is left to send: the checksum decides
-            return
+        if error.code == 416 and start:  # nothing is left to send
+            return _total(error.headers) in (start, None) and known.get("total") in (start, None)
         raise D3S2Error(
             f"{url} answers {error.code} {error.reason}: check the address, or fetch it by hand."
         ) from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise D3S2Error(
-            f"{url} could not be read ({reason}); {_size(part)} bytes are kept. The same command "
+            f"{url} could not be read ({reason}); {part.size} bytes are kept. The same command "
             "goes on from there."
         ) from error
 
 
-def _receive(response: HTTPResponse, part: Path, start: int, report: Report) -> None:
-    """Append what was asked for, or begin anew where the server sends the whole, because it cannot
-    resume or has another file.
+def _receive(
+    response: HTTPResponse, part: _Part, start: int, known: Mapping[str, Any], report: Report
+) -> bool:
+    """Append what was asked for, or take the whole where the server sends that, because it cannot
+    resume or has another file; False where it sends another piece, or one of another file.
     """
-    resumed = response.status == 206
-    start = start if resumed else 0
+    if response.status == 206:
+        if _first(response.headers) != start:
+            return _refuse(response, start)
+        if known.get("total") not in (_total(response.headers), None):
+            return False
+    else:
+        start = 0
     length = response.headers.get("Content-Length")
     total = start + int(length) if length else None
-    validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-    if total is not None and shutil.disk_usage(part.parent).free < total - start:
+    if total is not None and shutil.disk_usage(part.path.parent).free < total - start:
         raise D3S2Error(
-            f"{part.parent} has too little room for {total - start} more bytes: free some, or "
+            f"{part.path.parent} has too little room for {total - start} more bytes: free some, or "
             "choose another folder."
         )
-    if validator and not validator.startswith("W/"):
-        _etag_file(part).write_text(validator)
+    validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    if validator.startswith("W/"):
+        validator = ""
+    write_json(part.note, {"validator": validator, "total": total})
     report(
-        f"{part.name.removesuffix('.part')}: {f'on from {start} ' if start else ''}of "
+        f"{part.target.name}: {f'on from {start} ' if start else ''}of "
         f"{total if total is not None else 'unknown'} bytes"
     )
-    with open(part, "ab" if resumed else "wb") as stream:
+    with open(part.path, "ab" if start else "wb") as stream:
         _copy(response, stream)
-    if total is not None and _size(part) != total:
+    if total is not None and part.size != total:
         raise D3S2Error(
-            f"{part.name.removesuffix('.part')} broke off at {_size(part)} of {total} bytes. The "
-            "same command goes on from there."
+            f"{part.target.name} broke off at {part.size} of {total} bytes. The same command goes "
+            "on from there."
         )
+    return True
+
+
+def _refuse(response: HTTPResponse, start: int) -> bool:
+    """False, so that the whole is asked for. Raises D3S2Error where it was."""
+    if not start:
+        raise D3S2Error(
+            f"{response.url} sends a piece ({response.headers.get('Content-Range')}) where the "
+            "whole was asked for: fetch it by hand."
+        )
+    return False
+
+
+def _first(headers: Message) -> int | None:
+    """Where the piece begins that Content-Range announces; None without a readable one."""
+    match = _RANGE.fullmatch(headers.get("Content-Range", ""))
+    return int(match[1]) if match and match[1] else None
+
+
+def _total(headers: Message) -> int | None:
+    """The whole file's bytes by Content-Range; None where it does not say."""
+    match = _RANGE.fullmatch(headers.get("Content-Range", ""))
+    return int(match[2]) if match and match[2] != "*" else None
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> None:
@@ -195,32 +335,23 @@ def _copy(source: IO[bytes], target: IO[bytes]) -> None:
         target.write(chunk)
 
 
-def _etag_file(part: Path) -> Path:
-    """What the server calls the version that a part belongs to."""
-    return part.with_name(f"{part.name}.etag")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _verify(path: Path, checksum: str, report: Report) -> None:
+def _parse(checksum: str) -> tuple[str, str]:
+    """(kind, digits) of a checksum; without one ("sha256", ""). Raises D3S2Error."""
     kind, _, wanted = checksum.partition(":")
     if checksum and (kind not in ("md5", "sha1", "sha256") or not wanted):
         raise D3S2Error(
             f"checksum is {checksum!r}: write md5:…, sha1:… or sha256:… with its digits."
         )
+    return kind or "sha256", wanted.lower()
+
+
+def _sum(path: Path, kind: str) -> str:
     with open(path, "rb") as stream:
-        found = hashlib.file_digest(stream, kind or "sha256").hexdigest()
-    if not checksum:
-        report(f"{path.name.removesuffix('.part')}: no checksum is published; sha256:{found}")
-    elif not found.startswith(wanted.lower()):
-        for leftover in (path, _etag_file(path)):
-            leftover.unlink(missing_ok=True)
-        raise D3S2Error(
-            f"{path.name.removesuffix('.part')} has {kind} {found} instead of {wanted}: it was "
-            "deleted. Fetch it again; if that does not help, its owner has changed it."
-        )
+        return hashlib.file_digest(stream, kind).hexdigest()
+
+
+def _report_sum(path: Path, kind: str, found: str, report: Report) -> None:
+    report(f"{path.name}: no checksum is published; {kind}:{found}")
 
 
 # ------------------------------------------------------------------------------------------- unpack

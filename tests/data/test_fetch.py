@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -22,17 +23,20 @@ from d3s2.data import fetch
 from d3s2.data.benchmarks import FORMATS
 
 CONTENT = bytes(range(256)) * 4000
+ALL = [archive for archives in fetch.ARCHIVES.values() for archive in archives]
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; `stop_at` breaks the next transfers off, `plain` takes no ranges; `asked`
-    lists what was wanted.
+    """Serves `files`; `stop_at` breaks the next transfers off, `plain` takes no ranges;
+    `shift` sends pieces that begin elsewhere, `total` announces another length, as servers do that
+    are wrong; `asked` lists what was wanted.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {"/data.bin": CONTENT}
         self.stop_at, self.plain, self.version = 0, False, "1"
+        self.shift, self.total, self.silent = 0, 0, False
         self.asked: list[tuple[str, str | None]] = []
 
     @property
@@ -53,11 +57,17 @@ class Handler(BaseHTTPRequestHandler):
         first = 0
         if wanted and not self.server.plain and self.headers.get("If-Range") == tag:
             first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            first += self.server.shift
             if first >= len(body):
-                self.send_error(416)
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.end_headers()
                 return
         self.send_response(206 if first else 200)
         self.send_header("Content-Length", str(len(body) - first))
+        total = self.server.total or len(body)
+        if first and not self.server.silent:
+            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{total}")
         self.send_header("ETag", tag)
         self.end_headers()
         self.wfile.write(body[first : self.server.stop_at or None])
@@ -122,9 +132,29 @@ def test_it_begins_anew_where_the_server_cannot_resume_or_has_another_file(
     assert fetch.download(url, path).read_bytes() == server.files["/data.bin"]
 
 
+def part(path: Path, content: bytes) -> None:
+    """What an earlier call left."""
+    path.with_name(f"{path.name}.part").write_bytes(content)
+    note = json.dumps({"validator": '"1"', "total": len(CONTENT)})
+    path.with_name(f"{path.name}.part.json").write_text(note)
+
+
+@pytest.mark.parametrize("wrong", ["shift", "total", "silent", "416"])
+def test_an_answer_that_does_not_go_on_from_here_begins_anew(
+    server: Server, tmp_path: Path, wrong: str
+) -> None:
+    path = tmp_path / "data.bin"
+    part(path, b"not the beginning" if wrong != "416" else CONTENT + b"more")
+    server.shift = 5 if wrong == "shift" else 0
+    server.total = len(CONTENT) + 1 if wrong == "total" else 0
+    server.silent = wrong == "silent"
+    assert fetch.download(f"{server.address}/data.bin", path).read_bytes() == CONTENT
+    assert [wanted is None for _, wanted in server.asked] == [False, True]
+    assert [p.name for p in tmp_path.iterdir()] == ["data.bin"]
+
+
 def test_a_part_that_is_complete_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "data.bin.part").write_bytes(CONTENT)
-    (tmp_path / "data.bin.part.etag").write_text('"1"')
+    part(tmp_path / "data.bin", CONTENT)
     assert (
         fetch.download(
             f"{server.address}/data.bin", tmp_path / "data.bin", sha(CONTENT)
@@ -133,19 +163,59 @@ def test_a_part_that_is_complete_is_not_fetched_again(server: Server, tmp_path: 
     )
 
 
-def test_a_wrong_checksum_deletes_the_file_and_says_both(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_checksum_deletes_what_was_fetched_and_says_both(
+    server: Server, tmp_path: Path
+) -> None:
     path, url = tmp_path / "data.bin", f"{server.address}/data.bin"
     found = hashlib.sha1(CONTENT, usedforsecurity=False).hexdigest()
     for _ in range(2):
-        with pytest.raises(D3S2Error, match=f"sha1 {found} instead of {'0' * 40}: it was deleted"):
+        with pytest.raises(D3S2Error, match=f"sha1 {found} instead of {'0' * 40}: .* is deleted"):
             fetch.download(url, path, f"sha1:{'0' * 40}")
         assert list(tmp_path.iterdir()) == []
-    path.write_bytes(CONTENT[:-1])
-    with pytest.raises(D3S2Error, match="instead of"):
-        fetch.download(url, path, sha(CONTENT))
-    assert fetch.download(url, path, sha(CONTENT)).read_bytes() == CONTENT
     with pytest.raises(D3S2Error, match="checksum is 'crc:1'"):
         fetch.download(url, path, "crc:1")
+
+
+def test_nothing_is_destroyed_that_was_not_made_here(server: Server, tmp_path: Path) -> None:
+    path, url = tmp_path / "thesis.odt", f"{server.address}/data.bin"
+    path.write_bytes(b"years of work")
+    for wanted in (sha(CONTENT), "sha256:00"):
+        said = f"{sha(b'years of work')[7:]}, not the sha256 {wanted[7:]} .*move it away"
+        with pytest.raises(D3S2Error, match=said):
+            fetch.download(url, path, wanted)
+    fetch.download(url, path)  # without a checksum what is there is said to be there
+    assert path.read_bytes() == b"years of work" and server.asked == []
+    (tmp_path / "data.bin.part").write_bytes(b"somebody's")
+    with pytest.raises(D3S2Error, match="no earlier fetch made it"):
+        fetch.download(url, tmp_path / "data.bin", sha(CONTENT))
+    assert (tmp_path / "data.bin.part").read_bytes() == b"somebody's"
+    with pytest.raises(D3S2Error, match="is a folder"):
+        fetch.download(url, tmp_path, sha(CONTENT))
+
+
+def test_an_archive_that_lay_there_is_kept(server: Server, tmp_path: Path) -> None:
+    archive = zipped(a=b"a")
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / "a.zip").write_bytes(archive)
+    fetch.fetch_dataset((fetch.Archive("http://x/a.zip", sha(archive), 1),), tmp_path)
+    assert (tmp_path / "a").read_bytes() == b"a"
+    assert (tmp_path / "archives" / "a.zip").read_bytes() == archive
+
+
+def test_other_addresses_are_asked_in_turn(server: Server, tmp_path: Path) -> None:
+    archive = zipped(a=b"a")
+    server.files |= {"/2/a.zip": b"another file", "/3/a.zip": archive}
+    urls = [f"{server.address}/{number}/a.zip" for number in (1, 2, 3, 4)]
+    asked = fetch.Archive(urls[0], sha(archive), 1, elsewhere=tuple(urls[1:]))
+    said: list[str] = []
+    fetch.fetch_dataset((asked,), tmp_path, said.append)
+    assert (tmp_path / "a").read_bytes() == b"a"
+    assert [path for path, _ in server.asked] == ["/1/a.zip", "/2/a.zip", "/3/a.zip"]
+    assert "answers 404" in said[0] and any("instead of" in line for line in said)
+    nowhere = fetch.Archive(urls[0], sha(b""), 1, elsewhere=(urls[1],))
+    with pytest.raises(D3S2Error, match="instead of"):
+        fetch.fetch_dataset((nowhere,), tmp_path / "other")
+    assert all(len(archive.elsewhere) < 1 or archive.checksum for archive in ALL)
 
 
 def test_published_weights_carry_their_checksum_in_their_name(
