@@ -23,7 +23,7 @@ from pathlib import Path
 from d3s2.core.errors import D3S2Error
 from d3s2.data.class_lists import classes_of
 from d3s2.data.dataset import IGNORE, ClassInfo, MaskCode, SegmentationDataset
-from d3s2.data.pairing import checked_size, existing_folder, files_by_stem, pairs
+from d3s2.data.pairing import Tell, checked_size, existing_folder, files_by_stem, pairs, refuse
 
 COUNTS = {
     "ade20k": {"train": 20_210, "val": 2_000},
@@ -68,14 +68,18 @@ class _Files:
 
 
 def open_benchmark(
-    format: str, root: Path | str, split: str, size: tuple[int, int] | None = None
+    format: str,
+    root: Path | str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    tell: Tell = refuse,
 ) -> SegmentationDataset:
     """Open a split ("train" or "val") of a benchmark; `root` is its folder, or the one it was
     unpacked in.
 
     Warns when the split has another number of images than published. Raises D3S2Error for another
-    layout, images without masks and the reverse; reading a mask, for ids or colours that its
-    annotation variant does not have.
+    layout, and tells of images without masks and the reverse; reading a mask, for ids or colours
+    that its annotation variant does not have.
     """
     if split not in COUNTS[format]:
         raise D3S2Error(f"{format} has no split {split!r}: use 'train' or 'val'.")
@@ -85,7 +89,7 @@ def open_benchmark(
         if format.startswith("voc")
         else _folder_files(format, root, split)
     )
-    found = pairs(files.images, files.labels, files.image_folder, files.label_folder)
+    found = pairs(files.images, files.labels, files.image_folder, files.label_folder, tell)
     if note := count_note(format, split, len(found.ids)):
         warnings.warn(note, stacklevel=3)
     return SegmentationDataset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from d3s2.data.dataset import IGNORE, ClassInfo, MaskCode, SegmentationDataset
-from d3s2.data.pairing import checked_size, existing_folder, pair_up
+from d3s2.data.pairing import Tell, checked_size, existing_folder, pair_up, refuse
 
 CAMVID_CLASSES = (
     ClassInfo("sky", (128, 128, 128)),
@@ -24,13 +24,13 @@ _CAMVID_VOID = 11
 
 
 def open_camvid(
-    root: Path | str, split: str, size: tuple[int, int] | None = None
+    root: Path | str, split: str, size: tuple[int, int] | None = None, tell: Tell = refuse
 ) -> SegmentationDataset:
-    """Open one split. Raises D3S2Error for a missing folder, and images without masks or the
-    reverse.
+    """Open one split. Raises D3S2Error for a missing folder, and tells of images without masks or
+    the reverse.
     """
     root = existing_folder(root)
-    pairs = pair_up(root / split, root / f"{split}annot")
+    pairs = pair_up(root / split, root / f"{split}annot", tell)
     return SegmentationDataset(
         root.resolve().name, split, CAMVID_CLASSES, *pairs, camvid_code(), checked_size(size)
     )

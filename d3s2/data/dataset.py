@@ -5,21 +5,62 @@ a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from d3s2.core.errors import D3S2Error
+from d3s2.core.files import hash_files
 
 IGNORE = 255
 """Train id of pixels that belong to no class; never counted, never trained on."""
 
-_IMAGE_MODES = ("RGB", "L", "P", "CMYK")
-_MASK_MODES = ("L", "P", "RGB")
-_FINGERPRINT_BYTES = 32 * 1024
+_MODES = {"image": ("RGB", "L", "P", "CMYK", "1"), "mask": ("L", "P", "RGB")}
+_WANTED = {
+    "image": "8-bit RGB or greyscale",
+    "mask": "8-bit ids (grey or indexed) or RGB colours",
+}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of each EXIF orientation upright."""
+_SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width."""
+_OTHER_HALF = {"B": "L", "L": "B", "N": {"little": "B", "big": "L"}[sys.byteorder]}
+"""Pillow reads the upper byte of 16 bits; told the other order of bytes, it reads the lower one."""
+
+
+class BadFile(D3S2Error):
+    """An image or a mask that cannot be read as it is.
+
+    kind: what many files can have in common, in a few words; unknown: the ids and colours of a mask
+    that stand for no class, each with its number of pixels.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        unknown: dict[int | tuple[int, int, int], int] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.unknown = unknown or {}
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """Whole, also on its way back from another process."""
+        return type(self), (self.kind, str(self), self.unknown)
 
 
 @dataclass(frozen=True)
@@ -52,6 +93,7 @@ class SegmentationDataset:
 
     size: (H, W) that the readers resize to (image: bilinear with antialiasing; mask: nearest), None
     = as on disk.
+    hashes: how `fingerprint` gets the SHA-256 of files, such as from a memory of earlier ones.
     """
 
     name: str
@@ -62,6 +104,9 @@ class SegmentationDataset:
     label_paths: tuple[Path, ...]
     code: MaskCode
     size: tuple[int, int] | None = None
+    hashes: Callable[[Sequence[Path]], list[str]] = field(
+        default=hash_files, compare=False, repr=False
+    )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -97,21 +142,27 @@ class SegmentationDataset:
         return np.array([info.color for info in self.classes], dtype=np.uint8)
 
     def read_image(self, index: int) -> np.ndarray:
-        """uint8[H, W, 3]. Raises D3S2Error for a damaged file, 16 bits, or an alpha channel."""
-        with _open(self.image_paths[index], _IMAGE_MODES, "image") as image:
+        """uint8[H, W, 3], upright: an EXIF orientation is applied. 16 bits that are 8 bits times
+        257, and an alpha channel that is opaque everywhere, lose nothing.
+
+        Raises D3S2Error for a damaged file, true 16 bits, and true transparency.
+        """
+        with _picture(self.image_paths[index], "image") as image:
             picture = image.convert("RGB")
         if self.size is not None:
             picture = picture.resize(self.size[::-1], Image.Resampling.BILINEAR)
         return np.array(picture)
 
     def read_labels(self, index: int) -> np.ndarray:
-        """uint8[H, W] of train ids, IGNORE = 255.
+        """uint8[H, W] of train ids, IGNORE = 255. Opaque alpha and 16 bits as in `read_image`.
 
-        Raises D3S2Error for a damaged file, a mode other than 8-bit ids or RGB, an id or a colour
-        that stands for no class, and a size other than the image's.
+        Raises D3S2Error for a damaged file, pixels that are neither 8-bit ids nor RGB, an EXIF
+        orientation (of the tools that draw masks some apply it and some do not, so that nobody can
+        tell how the ids lie), an id or a colour that stands for no class, and a size other than the
+        image's.
         """
         path = self.label_paths[index]
-        with _open(path, _MASK_MODES, "mask") as mask:
+        with _picture(path, "mask") as mask:
             if mask.mode == "RGB":
                 labels = _from_colors(np.array(mask), self.code, path)
             else:
@@ -140,35 +191,37 @@ class SegmentationDataset:
         )
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over classes, size, ids and file contents; free of paths.
-
-        Files above 64 KiB count with their length, their first and their last 32 KiB, so that it
-        stays quick.
+        """sha256 (hex) over classes, size, ids, what the masks' ids and colours stand for, and
+        every byte of every file; free of paths.
         """
-        facts = (self.classes, self.size, self.ids, self.code.to_train)
+        colors = sorted(self.code.colors.items())
+        facts = (self.classes, self.size, self.ids, self.code.to_train, colors)
         digest = hashlib.sha256(repr(facts).encode())
-        for path in (*self.image_paths, *self.label_paths):
-            digest.update(_file_token(path))
+        for found in self.hashes((*self.image_paths, *self.label_paths)):
+            digest.update(bytes.fromhex(found))
         return digest.hexdigest()
 
     def _check_size(self, index: int, labels: np.ndarray) -> None:
-        with _open(self.image_paths[index], _IMAGE_MODES, "image", load=False) as image:
-            width, height = image.size
+        path = self.image_paths[index]
+        width, height, turned = _upright_size(path)
         if labels.shape != (height, width):
-            raise D3S2Error(
+            raise BadFile(
+                "image and mask of different sizes",
                 f"{self.label_paths[index]} is {labels.shape[1]}x{labels.shape[0]} pixels but its "
-                f"image {self.image_paths[index].name} is {width}x{height}: save both at one size."
+                f"image {path.name} is {width}x{height}{turned}: save both at one size.",
             )
 
 
-def _open(path: Path, modes: tuple[str, ...], kind: str, load: bool = True) -> Image.Image:
-    """A picture in one of these pixel formats. load: False reads no pixel, and checks no format."""
+# --------------------------------------------------------------------------------- files to pixels
+def _opened(path: Path, kind: str, prepare: Callable[[Image.Image], None]) -> Image.Image:
+    """A picture, after `prepare` has changed or loaded it. Raises BadFile for a damaged file."""
     try:
         image = Image.open(path)
-        if load:
-            image.load()
+        prepare(image)
     except FileNotFoundError as error:
-        raise D3S2Error(f"{kind} {path} is gone: put it back or prepare the data again.") from error
+        raise BadFile(
+            "gone", f"{kind} {path} is gone: put it back or prepare the data again."
+        ) from error
     except (
         OSError,
         SyntaxError,
@@ -176,83 +229,184 @@ def _open(path: Path, modes: tuple[str, ...], kind: str, load: bool = True) -> I
         UnidentifiedImageError,
         Image.DecompressionBombError,
     ) as error:
-        raise D3S2Error(
-            f"cannot read {kind} {path} ({error}): the file is damaged, save or copy it again."
+        raise BadFile(
+            f"damaged {kind}",
+            f"cannot read {kind} {path} ({error}): the file is damaged, save or copy it again.",
         ) from error
-    found = _pixel_format(path, image, kind) if load else image.mode
-    if load and found not in modes:
-        image.close()
-        wanted = (
-            "8-bit RGB or greyscale"
-            if kind == "image"
-            else "8-bit ids (grey or indexed) or RGB colours"
-        )
-        raise D3S2Error(f"{kind} {path} has pixel format {found}: save it as {wanted}.")
     return image
 
 
-def _pixel_format(path: Path, image: Image.Image, kind: str) -> str:
-    """Pillow's mode, or words for what Pillow would change in silence.
-
-    It narrows 16-bit RGB to 8 bits, stretches 2- and 4-bit grey values (id 1 of 4 bits becomes 17),
-    drops alpha.
+def _picture(path: Path, kind: str) -> Image.Image:
+    """All pixels in 8 bits without alpha, upright. Raises BadFile where that would lose
+    anything.
     """
-    with open(path, "rb") as stream:
-        head = stream.read(25)
-    bits = head[24] if len(head) == 25 and head.startswith(b"\x89PNG\r\n\x1a\n") else 8
-    if bits == 16:
-        return f"16-bit {image.mode}"
-    if kind == "mask" and bits < 8 and image.mode == "L":
-        return f"{bits}-bit greyscale"
-    if kind == "image" and "transparency" in image.info:
-        return f"{image.mode} with transparency"
-    return image.mode
+    bits = []
+
+    def load(image: Image.Image) -> None:
+        bits.append(_bits(image, path))
+        image.load()
+
+    image = _opened(path, kind, load)
+    if bits[0] > 8:
+        image = _narrowed(image, path, kind, bits[0])
+    elif kind == "mask" and bits[0] < 8 and image.mode == "L":  # Pillow stretches: id 1 becomes 17
+        raise _refused(path, kind, f"{bits[0]}-bit greyscale")
+    image = _without_alpha(image, path, kind)
+    if image.mode not in _MODES[kind]:
+        raise _refused(path, kind, image.mode)
+    orientation = _orientation(image)
+    if orientation == 1:
+        return image
+    if kind == "mask":
+        raise BadFile(
+            "mask with an EXIF orientation",
+            f"mask {path} carries the EXIF orientation {orientation}, which may or may not have "
+            "been applied to its ids: save it upright and without EXIF.",
+        )
+    return image.transpose(_UPRIGHT[orientation])
 
 
+def _refused(path: Path, kind: str, found: str) -> BadFile:
+    return BadFile(
+        f"{kind} in pixel format {found}",
+        f"{kind} {path} has pixel format {found}: save it as {_WANTED[kind]}.",
+    )
+
+
+def _bits(image: Image.Image, path: Path) -> int:
+    """Bits a channel as the file holds them; Pillow narrows 16-bit colours in silence."""
+    if image.format == "PNG":
+        with open(path, "rb") as stream:
+            return stream.read(25)[24]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
+    return 8
+
+
+def _narrowed(image: Image.Image, path: Path, kind: str, bits: int) -> Image.Image:
+    """The 8 bits of a picture of 16 whose every value is 257 times one of 8, upper byte = lower
+    byte. Raises BadFile for all else.
+    """
+    refused = _refused(path, kind, f"{bits}-bit {image.mode}")
+    if bits != 16 or "transparency" in image.info:
+        raise refused
+    if image.mode.startswith("I;16"):
+        values = np.array(image)
+        if (values % 257).any():
+            raise refused
+        return _with_info(Image.fromarray((values // 257).astype(np.uint8)), image)
+    try:
+        with Image.open(path) as lower:
+            lower.tile = [_other_half(tile) for tile in lower.tile]
+            lower.load()
+            same = lower.tobytes() == image.tobytes()
+    except (OSError, ValueError, KeyError, SyntaxError) as error:
+        raise refused from error
+    if not same:
+        raise refused
+    return image
+
+
+def _other_half(tile: tuple) -> tuple:
+    """A tile of 16-bit pixels whose other byte is read. Raises ValueError when it is none."""
+    arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    raw = arguments[0]
+    if not raw[:-1].endswith(";16"):
+        raise ValueError(f"no 16 bits a channel: {raw}")
+    changed = (raw[:-1] + _OTHER_HALF[raw[-1]], *arguments[1:])
+    return tile._replace(args=changed if isinstance(tile.args, tuple) else changed[0])
+
+
+def _without_alpha(image: Image.Image, path: Path, kind: str) -> Image.Image:
+    """The picture without an alpha channel that is opaque everywhere. Raises BadFile where it is
+    not. A mask's ids and colours are what they are, whatever a transparent one looks like.
+    """
+    plain = {"RGBA": "RGB", "LA": "L"}.get(image.mode)
+    if plain is None and (kind == "mask" or "transparency" not in image.info):
+        return image
+    alpha = image.convert("RGBA").getchannel("A")
+    if alpha.getextrema()[0] < 255:
+        raise _refused(path, kind, f"{image.mode} with transparency")
+    return _with_info(image.convert(plain or "RGB"), image)
+
+
+def _with_info(picture: Image.Image, source: Image.Image) -> Image.Image:
+    """The picture with the EXIF data, if any, of what it was made from."""
+    picture.info = {key: value for key, value in source.info.items() if key != "transparency"}
+    return picture
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 = upright, also where EXIF is damaged. Pillow turns a TIFF."""
+    if image.format == "TIFF":
+        return 1
+    try:  # the method of PNG files would decode all pixels first
+        exif = Image.Image.getexif(image) if image.info else {}
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        return 1
+    found = exif.get(ExifTags.Base.Orientation, 1)
+    return found if found in _UPRIGHT else 1
+
+
+def _upright_size(path: Path) -> tuple[int, int, str]:
+    """(W, H) of an image without reading a pixel, and words for its EXIF orientation."""
+    with _opened(path, "image", lambda image: None) as image:
+        width, height = image.size
+        orientation = _orientation(image)
+    words = "" if orientation == 1 else f" (its EXIF orientation {orientation} applied)"
+    return (height, width, words) if orientation in _SIDEWAYS else (width, height, words)
+
+
+# --------------------------------------------------------------------------------- pixels to labels
 def _from_ids(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
     """uint8[H, W] train ids of a mask's uint8[H, W] ids."""
     labels = np.array(code.to_train, dtype=np.int16)[raw]
     if (labels < 0).any():
-        wrong = sorted({int(value) for value in raw[labels < 0]})
+        wrong = np.bincount(raw[labels < 0])
+        unknown = {int(value): int(wrong[value]) for value in np.flatnonzero(wrong)}
         remedy = code.remedy or "add the class there, or write 255 (ignore) in the mask."
-        raise D3S2Error(
-            f"mask {path} holds id {', '.join(map(str, wrong[:5]))}, which {code.source} does not "
-            f"list: {remedy}"
+        raise BadFile(
+            "mask with an unknown id",
+            f"mask {path} holds id {', '.join(map(str, list(unknown)[:5]))}, which {code.source} "
+            f"does not list: {remedy}",
+            unknown,
         )
     return labels.astype(np.uint8)
 
 
 def _from_colors(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
-    """uint8[H, W] train ids of a mask's uint8[H, W, 3] colours."""
+    """uint8[H, W] train ids of a mask's uint8[H, W, 3] colours, or of ids written thrice."""
     packed = raw.astype(np.int64) @ np.array([65536, 256, 1])
-    values, inverse = np.unique(packed, return_inverse=True)
+    values, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
     colors = [(int(value) >> 16, (int(value) >> 8) & 255, int(value) & 255) for value in values]
-    wrong = [color for color in colors if color not in code.colors]
-    if wrong:
-        remedy = code.remedy or (
-            "add the colour there; and save masks as PNG, since JPEG changes colours."
-        )
-        raise D3S2Error(
-            f"mask {path} holds colour {wrong[0]} (one of {len(wrong)} unknown), which "
-            f"{code.source} does not list: {remedy}"
-        )
-    table = np.array([code.colors[color] for color in colors], dtype=np.uint8)
-    return table[inverse].reshape(packed.shape)
+    wrong = [index for index, color in enumerate(colors) if color not in code.colors]
+    if not wrong:
+        table = np.array([code.colors[color] for color in colors], dtype=np.uint8)
+        return table[inverse].reshape(packed.shape)
+    grey = bool(code.colors) and all(red == green == blue for red, green, blue in colors)
+    known = grey and all(code.to_train[red] >= 0 for red, _, _ in colors)
+    if known and _grey_is_clear(code):
+        return _from_ids(raw[..., 0], code, path)
+    remedy = code.remedy or (
+        "its channels are equal, as if they were ids, but a grey there means another class than "
+        "the id of that value: save ids in one channel."
+        if known
+        else "add the colour there; and save masks as PNG, since JPEG changes colours."
+    )
+    raise BadFile(
+        "mask with an unknown colour",
+        f"mask {path} holds colour {colors[wrong[0]]} (one of {len(wrong)} unknown), which "
+        f"{code.source} does not list: {remedy}",
+        {colors[index]: int(counts[index]) for index in wrong},
+    )
 
 
-def _file_token(path: Path) -> bytes:
-    """Length and SHA-256 of what a fingerprint reads of a file."""
-    try:
-        with open(path, "rb") as stream:
-            length = stream.seek(0, 2)
-            stream.seek(0)
-            whole = length <= 2 * _FINGERPRINT_BYTES
-            content = stream.read(length if whole else _FINGERPRINT_BYTES)
-            if not whole:
-                stream.seek(-_FINGERPRINT_BYTES, 2)
-                content += stream.read()
-    except OSError as error:
-        raise D3S2Error(
-            f"cannot read {path} ({error.strerror}): put the file back or prepare the data again."
-        ) from error
-    return length.to_bytes(8, "big") + hashlib.sha256(content).digest()
+def _grey_is_clear(code: MaskCode) -> bool:
+    """True when no grey (v, v, v) of the colours means another class than the id v: then a mask of
+    three equal channels has one meaning.
+    """
+    return all(
+        code.to_train[red] in (-1, train)
+        for (red, green, blue), train in code.colors.items()
+        if red == green == blue
+    )

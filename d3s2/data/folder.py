@@ -13,31 +13,35 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import write_csv, write_png
 from d3s2.data.dataset import IGNORE, ClassInfo, MaskCode, SegmentationDataset
-from d3s2.data.pairing import checked_size, existing_folder, pair_up
+from d3s2.data.pairing import Tell, checked_size, existing_folder, pair_up, refuse
 
 CLASS_HEADER = ["id", "name", "red", "green", "blue"]
 _IGNORE_NAMES = ("ignore", "void")
 
 
 def open_folder(
-    root: Path | str, split: str, size: tuple[int, int] | None = None
+    root: Path | str, split: str, size: tuple[int, int] | None = None, tell: Tell = refuse
 ) -> SegmentationDataset:
     """Open one split. Lists and pairs files; pixels are read (and checked) one by one later.
 
-    size: (H, W) to resize to while reading. Raises D3S2Error for a missing folder or split, an
-    image without a mask and the reverse, two images of one id, and a faulty classes.csv.
+    size: (H, W) to resize to while reading. Raises D3S2Error for a missing folder or split and a
+    classes.csv that cannot be read, and tells of an image without a mask and the reverse, two
+    images of one id, and every faulty line of classes.csv.
     """
     root = existing_folder(root)
-    classes, code = read_classes(root / "classes.csv")
-    pairs = pair_up(root / split / "images", root / split / "labels")
+    classes, code = read_classes(root / "classes.csv", tell)
+    pairs = pair_up(root / split / "images", root / split / "labels", tell)
     return SegmentationDataset(
         root.resolve().name, split, classes, *pairs, code, checked_size(size)
     )
@@ -49,8 +53,9 @@ def materialise(
     """Write a dataset (at its `size`) in the ordinary layout, as lossless PNG, and open what was
     written.
 
-    Every file appears whole or not at all, and files that are there are kept: a broken run goes on
-    where it stopped. Raises D3S2Error when the folder already holds other classes or other ids.
+    Every file appears whole or not at all, and files that are there and hold the same pixels are
+    kept: a broken run goes on where it stopped. Raises D3S2Error when the folder already holds
+    other classes, other ids or other pixels.
     """
     folder = Path(folder)
     write_classes(folder / "classes.csv", dataset.classes)
@@ -58,9 +63,7 @@ def materialise(
     names = tqdm(dataset.ids, desc=label, disable=None if progress else True)
     for index, name in enumerate(names):
         for part, read in (("images", dataset.read_image), ("labels", dataset.read_labels)):
-            path = folder / dataset.split / part / f"{name}.png"
-            if not path.exists():
-                write_png(path, read(index), sync=False)
+            complete_png(folder / dataset.split / part / f"{name}.png", read(index))
     written = open_folder(folder, dataset.split)
     if written.ids != dataset.ids:
         extra = sorted(set(written.ids) - set(dataset.ids))
@@ -71,18 +74,36 @@ def materialise(
     return replace(written, name=dataset.name)
 
 
-def read_classes(path: Path) -> tuple[tuple[ClassInfo, ...], MaskCode]:
-    """Classes in train-id order, and how the masks write them. Raises D3S2Error for a faulty
-    file.
+def complete_png(path: Path, pixels: np.ndarray, compress_level: int = 6) -> None:
+    """Write pixels as PNG unless the file is there and holds them; one that cannot be read, as the
+    loss of power leaves it, is written again.
+
+    Raises D3S2Error for a file of other pixels: it is somebody else's, or was edited.
+    """
+    if path.exists():
+        with suppress(OSError, SyntaxError, ValueError), Image.open(path) as found:
+            if np.array_equal(np.array(found), pixels):
+                return
+            raise D3S2Error(
+                f"{path} is there and holds other pixels than are to be written: move the folder "
+                f"{path.parents[2]} away, or choose an empty one."
+            )
+    write_png(path, pixels, sync=False, compress_level=compress_level)
+
+
+def read_classes(path: Path, tell: Tell = refuse) -> tuple[tuple[ClassInfo, ...], MaskCode]:
+    """Classes in train-id order, and how the masks write them.
+
+    Raises D3S2Error for a file that cannot be read or lists no class, and tells of faulty lines.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             header, rows = reader.fieldnames or [], list(reader)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise D3S2Error(
             f"cannot read {path} ({error}): it must list the classes, header "
-            f"{','.join(CLASS_HEADER)}."
+            f"{','.join(CLASS_HEADER)}, one line each."
         ) from error
     missing = [column for column in CLASS_HEADER if column not in header]
     if missing:
@@ -92,21 +113,25 @@ def read_classes(path: Path) -> tuple[tuple[ClassInfo, ...], MaskCode]:
     to_train, colors, classes = [-1] * 256, {}, []
     to_train[IGNORE] = IGNORE
     for line, row in enumerate(rows, start=2):
-        number, name, color = _class_row(path, line, row)
+        try:
+            number, name, color = _class_row(path, line, row)
+        except D3S2Error as error:
+            tell(error)
+            continue
         ignored = name.lower() in _IGNORE_NAMES
-        taken = to_train[number] >= 0 and not (ignored and number == IGNORE)
-        if taken or color in colors or name in [info.name for info in classes]:
-            what = (
-                f"id {number}"
-                if taken
-                else f"colour {color}"
-                if color in colors
-                else f"name {name!r}"
+        taken = {
+            f"id {number}": to_train[number] >= 0 and not (ignored and number == IGNORE),
+            f"colour {color}": color in colors,
+            f"name {name!r}": name in [info.name for info in classes],
+        }
+        if again := [what for what, used in taken.items() if used]:
+            tell(
+                D3S2Error(
+                    f"{path} line {line} uses {again[0]} again: each class needs its own (255 "
+                    "always means ignore)."
+                )
             )
-            raise D3S2Error(
-                f"{path} line {line} uses {what} again: each class needs its own (255 always means "
-                "ignore)."
-            )
+            continue
         to_train[number] = colors[color] = IGNORE if ignored else len(classes)
         if not ignored:
             classes.append(ClassInfo(name, color))
@@ -116,14 +141,20 @@ def read_classes(path: Path) -> tuple[tuple[ClassInfo, ...], MaskCode]:
 
 
 def write_classes(path: Path, classes: Sequence[ClassInfo]) -> None:
-    """Write classes.csv with ids 0 .. C-1. Raises D3S2Error when the file lists other classes."""
+    """Write classes.csv with ids 0 .. C-1. Raises D3S2Error when the file lists other classes, or
+    the same with other ids.
+    """
     lines = [CLASS_HEADER] + [
         [str(i), info.name, *map(str, info.color)] for i, info in enumerate(classes)
     ]
     if path.exists():
-        if read_classes(path)[0] != tuple(classes):
+        listed, code = read_classes(path)
+        other = range(len(classes), IGNORE)
+        ids = (*range(len(classes)), *[-1 for _ in other], IGNORE)
+        if (listed, code.to_train) != (tuple(classes), ids):
             raise D3S2Error(
-                f"{path} lists other classes than the data to be written: choose an empty folder."
+                f"{path} lists other classes or ids than the data to be written: choose an empty "
+                "folder."
             )
         return
     write_csv(path, lines)

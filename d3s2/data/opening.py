@@ -10,6 +10,7 @@ from d3s2.data.benchmarks import FORMATS, open_benchmark
 from d3s2.data.camvid import open_camvid
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.folder import open_folder
+from d3s2.data.pairing import Tell, refuse
 
 OPENERS = {"folder": open_folder, "camvid": open_camvid}
 OPENERS |= {name: partial(open_benchmark, name) for name in FORMATS}
@@ -17,13 +18,18 @@ OPENERS |= {name: partial(open_benchmark, name) for name in FORMATS}
 
 
 def open_dataset(
-    format: str, root: Path | str, split: str, size: tuple[int, int] | None = None
+    format: str,
+    root: Path | str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    tell: Tell = refuse,
 ) -> SegmentationDataset:
     """Open one split of a dataset on disk; pixels are read (and checked) one by one later.
 
-    format: a key of `OPENERS`; size: (H, W) to resize to while reading. Raises D3S2Error for an
-    unknown format, and for everything that the layout's own module finds.
+    format: a key of `OPENERS`; size: (H, W) to resize to while reading; tell: what to do about a
+    fault of single files, by default refuse it. Raises D3S2Error for an unknown format, and for
+    everything that the layout's own module finds.
     """
     if format not in OPENERS:
         raise D3S2Error(f"unknown data format {format!r}: use {', '.join(map(repr, OPENERS))}.")
-    return OPENERS[format](root, split, size)
+    return OPENERS[format](root, split, size, tell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,15 @@ from d3s2.core.errors import D3S2Error
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 MASK_SUFFIXES = (".png",)
+
+
+Tell = Callable[[D3S2Error], None]
+"""What is done about a fault of the data: `refuse` it, or note it and go on with what is whole."""
+
+
+def refuse(error: D3S2Error) -> None:
+    """Raise the error."""
+    raise error
 
 
 def existing_folder(root: Path | str) -> Path:
@@ -35,21 +45,30 @@ class Pairs(NamedTuple):
     label_paths: tuple[Path, ...]
 
 
-def pair_up(images: Path, labels: Path) -> Pairs:
+def pair_up(images: Path, labels: Path, tell: Tell = refuse) -> Pairs:
     """The images of one folder and the PNG masks of another that have the same names.
 
-    Raises D3S2Error for a missing folder, two images of one name, and whatever `pairs` finds.
+    Raises D3S2Error for a missing folder, and tells of two images of one name, and whatever `pairs`
+    finds.
     """
     return pairs(
-        files_by_stem(images, IMAGE_SUFFIXES), files_by_stem(labels, MASK_SUFFIXES), images, labels
+        files_by_stem(images, IMAGE_SUFFIXES, tell),
+        files_by_stem(labels, MASK_SUFFIXES, tell),
+        images,
+        labels,
+        tell,
     )
 
 
 def pairs(
-    image_files: dict[str, Path], label_files: dict[str, Path], images: Path, labels: Path
+    image_files: dict[str, Path],
+    label_files: dict[str, Path],
+    images: Path,
+    labels: Path,
+    tell: Tell = refuse,
 ) -> Pairs:
-    """Images and masks by name, put together. Raises D3S2Error where one lacks the other, naming
-    both folders.
+    """Images and masks by name, put together. Tells where one lacks the other, naming both
+    folders. Raises D3S2Error where there is nothing at all.
     """
     if not image_files and not label_files:
         raise D3S2Error(
@@ -57,25 +76,29 @@ def pairs(
         )
     alone = sorted(image_files.keys() - label_files.keys())
     if alone:
-        raise D3S2Error(
-            f"image {image_files[alone[0]]} has no mask ({len(alone)} such): add "
-            f"{labels / (alone[0] + '.png')} or take the image away."
+        tell(
+            D3S2Error(
+                f"image {image_files[alone[0]]} has no mask ({len(alone)} such): add "
+                f"{labels / (alone[0] + '.png')} or take the image away."
+            )
         )
     alone = sorted(label_files.keys() - image_files.keys())
     if alone:
-        raise D3S2Error(
-            f"mask {label_files[alone[0]]} has no image ({len(alone)} such): add "
-            f"{images / alone[0]}.png (or .jpg) or take the mask away."
+        tell(
+            D3S2Error(
+                f"mask {label_files[alone[0]]} has no image ({len(alone)} such): add "
+                f"{images / alone[0]}.png (or .jpg) or take the mask away."
+            )
         )
-    ids = tuple(sorted(image_files))
+    ids = tuple(sorted(image_files.keys() & label_files.keys()))
     return Pairs(
         ids, tuple(image_files[name] for name in ids), tuple(label_files[name] for name in ids)
     )
 
 
-def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a folder by their names without suffix. Raises D3S2Error for two of one name,
-    and no folder.
+def files_by_stem(folder: Path, suffixes: tuple[str, ...], tell: Tell = refuse) -> dict[str, Path]:
+    """The files of a folder by their names without suffix. Tells of two of one name, of which the
+    first counts; raises D3S2Error for no folder.
     """
     if not folder.is_dir():
         raise D3S2Error(
@@ -86,9 +109,12 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         if path.name.startswith(".") or path.suffix.lower() not in suffixes:
             continue
         if path.stem in files:
-            raise D3S2Error(
-                f"{path} and {files[path.stem].name} have the same id {path.stem!r}: keep one of "
-                "them."
+            tell(
+                D3S2Error(
+                    f"{path} and {files[path.stem].name} have the same id {path.stem!r}: keep one "
+                    "of them."
+                )
             )
+            continue
         files[path.stem] = path
     return files

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from d3s2.core.files import write_png
 from d3s2.data.dataset import ClassInfo
+from d3s2.data.folder import complete_png
 from d3s2.data.scene_things import (
     CLASSES,
     SIZE,
@@ -192,6 +192,11 @@ def draw_scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarra
     return (np.clip(rgb, 0, 1) * 255).round().astype(np.uint8), canvas.labels
 
 
+def names(count: int) -> list[str]:
+    """The ids of the first `count` scenes of a split."""
+    return [f"{index:05d}" for index in range(count)]
+
+
 def write_split(
     folder: Path,
     split: str,
@@ -201,13 +206,13 @@ def write_split(
 ) -> None:
     """Write `count` scenes of a split as `<folder>/<split>/{images,labels}/<index>.png`.
 
-    Files that are there already are kept, so a broken run goes on where it stopped; each file
-    appears whole or not at all. `progress` is called with the number of scenes done.
+    Files that are there already and hold the same are kept, so a broken run goes on where it
+    stopped; each file appears whole or not at all. `progress` is called with the number of scenes
+    done.
     """
-    for index in range(count):
-        paths = [folder / split / part / f"{index:05d}.png" for part in ("images", "labels")]
-        if not all(path.exists() for path in paths):
-            for path, array in zip(paths, draw_scene(seed, split, index), strict=True):
-                write_png(path, array, sync=False, compress_level=1)
+    for index, name in enumerate(names(count)):
+        paths = [folder / split / part / f"{name}.png" for part in ("images", "labels")]
+        for path, array in zip(paths, draw_scene(seed, split, index), strict=True):
+            complete_png(path, array, compress_level=1)
         if progress is not None:
             progress(index + 1)

@@ -2,13 +2,15 @@
 
 Whatever the source, later chapters find the ordinary layout at the run's image size under
 `<home>/data/<name>-<digest>`. The digest covers everything that decides the bytes (source files,
-size, counts, the drawing code), so different settings never share a folder and a changed source is
-never mistaken for the old one.
+size, counts, the code that draws or reads), so different settings never share a folder and a
+changed source is never mistaken for the old one. `prepared.json` vouches for every byte that was
+written.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +22,10 @@ from tqdm import tqdm
 from d3s2.core import places
 from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
-from d3s2.core.files import digest, write_json
+from d3s2.core.files import digest, read_json, write_json
+from d3s2.core.hashes import remembered_hashes
 from d3s2.data import scenes
-from d3s2.data.dataset import SegmentationDataset
+from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.folder import materialise, open_folder, write_classes
 from d3s2.data.opening import open_dataset
 from d3s2.data.scenes import scenes_classes
@@ -51,8 +54,8 @@ def open_splits(
     """(train, val) of a run, in the ordinary layout at `image_size`; prepared first where missing.
 
     A killed preparation goes on where it stopped. Raises D3S2Error for a missing data_root, a size
-    that scenes do not have, a number of images above the split's, and everything that
-    `open_dataset` and the readers find.
+    that scenes do not have, a number of images above the split's, a split without a labelled pixel,
+    a prepared folder that was changed, and everything that `open_dataset` and the readers find.
     """
     counts = (settings.train_images, settings.val_images)
     if min(counts) < 0:
@@ -67,13 +70,18 @@ def open_splits(
             f"data_format {settings.data_format!r} reads a folder of yours: name it with -p "
             f"data_root=/path/to/data."
         )
+    root = settings.data_root
     sources = [
-        _thin(open_dataset(settings.data_format, settings.data_root, split, size), count)
+        _thin(_remembering(open_dataset(settings.data_format, root, split, size)), count)
         for split, count in zip(SPLITS, counts, strict=True)
     ]
-    name = _short([source.fingerprint() for source in sources])
-    folder = places.home() / "data" / f"{settings.data_format}-{settings.image_size}-{name}"
+    for source in sources:
+        _require_labels(source)
+    decides = [code_version("data.dataset"), *(source.fingerprint() for source in sources)]
+    name = f"{settings.data_format}-{settings.image_size}-{_short(decides)}"
+    folder = places.home() / "data" / name
     if not _is_prepared(folder):
+        _refuse_foreign_files(folder, {source.split: source.ids for source in sources})
         for source in sources:
             materialise(source, folder, progress)
     return _finish(folder, settings.data_format, [len(source) for source in sources])
@@ -108,6 +116,8 @@ def _open_scenes(
     drawn = [code_version("data.scenes"), SCENES_SEED, wanted]
     folder = places.home() / "data" / f"scenes-{_short(drawn)}"
     if not _is_prepared(folder):
+        names = {split: scenes.names(count) for split, count in zip(SPLITS, wanted, strict=True)}
+        _refuse_foreign_files(folder, names)
         write_classes(folder / "classes.csv", scenes_classes())
         for split, count in zip(SPLITS, wanted, strict=True):
             with tqdm(
@@ -137,16 +147,56 @@ def _thin(dataset: SegmentationDataset, count: int) -> SegmentationDataset:
 def _finish(
     folder: Path, name: str, counts: list[int]
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
-    opened = [replace(open_folder(folder, split), name=name) for split in SPLITS]
+    opened = [replace(_remembering(open_folder(folder, split)), name=name) for split in SPLITS]
     if [len(dataset) for dataset in opened] != counts:
         raise D3S2Error(
             f"{folder} holds {[len(dataset) for dataset in opened]} images instead of {counts}: "
             "move it away, it will be made again."
         )
+    found = {dataset.split: dataset.fingerprint() for dataset in opened}
     if not _is_prepared(folder):
         os.sync()  # what the images' own writes left to the system
-        write_json(folder / PREPARED, dict(zip(SPLITS, counts, strict=True)))
+        write_json(folder / PREPARED, found)
+    vouched = read_json(folder / PREPARED)
+    for split in SPLITS:
+        if not isinstance(vouched, dict) or vouched.get(split) != found[split]:
+            raise D3S2Error(
+                f"{folder} was changed after it was prepared (its {split} images, masks or "
+                "classes.csv): move it away, it will be made again."
+            )
     return opened[0], opened[1]
+
+
+def _remembering(dataset: SegmentationDataset) -> SegmentationDataset:
+    """The data set with a fingerprint that reads big files once."""
+    return replace(dataset, hashes=partial(remembered_hashes, places.home() / "cache"))
+
+
+def _require_labels(dataset: SegmentationDataset) -> None:
+    """Raise D3S2Error when no mask has a pixel of a class; mostly the first one has."""
+    for index in range(len(dataset)):
+        if (dataset.read_labels(index) != IGNORE).any():
+            return
+    raise D3S2Error(
+        f"no mask of {dataset.name}/{dataset.split} has a pixel of a class, all {len(dataset)} are "
+        "ignored throughout: check the ids of its masks."
+    )
+
+
+def _refuse_foreign_files(folder: Path, names: Mapping[str, Sequence[str]]) -> None:
+    """Raise D3S2Error when an unfinished folder holds what no preparation writes there. Hidden
+    files are temporary ones, perhaps of another process that prepares the same.
+    """
+    expected = {folder / "classes.csv", folder / PREPARED}
+    for split, ids in names.items():
+        for part in ("images", "labels"):
+            expected |= {folder / split / part / f"{name}.png" for name in ids}
+    for path in sorted(folder.rglob("*")):
+        if path not in expected and not path.name.startswith(".") and not path.is_dir():
+            raise D3S2Error(
+                f"{folder} is not prepared to its end and holds {path.relative_to(folder)}, which "
+                "is not of its making: move the file or the folder away."
+            )
 
 
 def _is_prepared(folder: Path) -> bool:

@@ -212,7 +212,10 @@ def test_bad_masks(root: Path, bad: Bad) -> None:
             lambda root: Image.new("RGBA", (8, 6)).save(root / "train/images/a.png"),
             ("RGBA", "save it as 8-bit RGB"),
         ),
-        (lambda root: save(root / "train/images/a.png", np.zeros((6, 8), np.uint16)), ("16-bit",)),
+        (
+            lambda root: save(root / "train/images/a.png", np.full((6, 8), 300, np.uint16)),
+            ("16-bit",),
+        ),
     ],
 )
 def test_bad_images(root: Path, spoil: object, words: tuple[str, ...]) -> None:
