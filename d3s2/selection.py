@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,9 @@ def budget_size(budget: float, total: int) -> int:
     """Number of masks: a float in (0, 1] is a share of `total` (rounded, at least 1), all else is a
     count.
 
-    Raises D3S2Error for 0, a negative number, NaN, a count that is not whole and a count above
-    `total`.
+    1.0 is the whole share, of which it warns: parameters of a run are floats, so that whoever gives
+    `budget=1` and means one mask arrives here too. The int 1 is one mask. Raises D3S2Error for 0, a
+    negative number, NaN, a count that is not whole and a count above `total`.
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float, np.integer, np.floating)):
         raise D3S2Error(
@@ -103,6 +105,12 @@ def budget_size(budget: float, total: int) -> int:
         raise D3S2Error(
             f"budget is {budget}: a share must be above 0 and at most 1 (0.01 = 1 % of "
             f"{total} masks)."
+        )
+    if budget == 1.0 and total > 1:
+        warnings.warn(
+            f"budget is {budget}, which is a share: all {total} masks are taken. For a single mask "
+            f"give a smaller share, such as {0.5 / total:.1g}.",
+            stacklevel=2,
         )
     return max(1, math.floor(budget * total + 0.5))
 

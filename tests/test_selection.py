@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -184,19 +185,26 @@ def test_class_weights() -> None:
 
 
 def test_budget_size() -> None:
-    assert [budget_size(b, 4000) for b in (0.01, 1.0, 0.00001, 40, 40.0, 4000)] == [
-        40,
-        4000,
-        1,
-        40,
-        40,
-        4000,
-    ]
+    budgets = {0.01: 40, 0.00001: 1, 40: 40, 41.0: 41, 4000: 4000}
+    assert {budget: budget_size(budget, 4000) for budget in budgets} == budgets
     assert budget_size(0.01, 20_210) == 202 and budget_size(0.01, 118_287) == 1183
     assert budget_size(np.float64(0.05), 367) == 18 and budget_size(np.int64(3), 9) == 3
     for wrong in (0, 0.0, -1, -0.1, 1.5, 4001, 4001.0, float("nan"), float("inf"), True, "1"):
         with pytest.raises(D3S2Error, match="budget is"):
             budget_size(wrong, 4000)
+
+
+def test_the_share_one_is_said_to_be_all_masks_and_the_number_one_is_one() -> None:
+    with pytest.warns(
+        UserWarning, match=r"all 4000 masks .* smaller share, such as 0\.0001"
+    ) as told:
+        assert budget_size(1.0, 4000) == budget_size(np.float64(1.0), 4000) == 4000
+    assert len(told) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert budget_size(1, 4000) == budget_size(np.int64(1), 4000) == budget_size(1.0, 1) == 1
+        for total in (2, 3, 33, 367, 4000, 20_210, 118_287):
+            assert budget_size(float(f"{0.5 / total:.1g}"), total) == 1
 
 
 def test_wrong_arguments_are_named() -> None:
