@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from d3s2.core.errors import D3S2Error
@@ -129,15 +130,21 @@ class Timestep(NamedTuple):
     index: int  # from 0, pure noise, to steps - 1
     t: int  # timestep of the network, 0 .. 999
     a_t: float  # alpha_bar at t
-    a_next: float  # alpha_bar at the next timestep; 1 after the last: the clean image
+    a_next: float  # alpha_bar at the next timestep; after the last the schedule's final one
 
 
-def timesteps(steps: int, train_steps: int = 1000) -> list[int]:
-    """Evenly spaced timesteps, last first: train_steps - k ... (leading spacing, as diffusers'
-    DDIM).
+def timesteps(
+    steps: int, train_steps: int = 1000, offset: int = 0, spacing: str = "leading"
+) -> list[int]:
+    """Evenly spaced timesteps, last first, as diffusers' DDIM has them.
 
-    Raises D3S2Error unless `steps` divides `train_steps`, without which the spacing would be
-    uneven.
+    Args:
+        offset: of the "leading" spacing, whose last timestep it is (Stable Diffusion 1.5: 1).
+        spacing: "leading", which begins a stride before the end of the training's timesteps, or
+            "trailing", which begins at their end.
+    Raises:
+        D3S2Error: unless `steps` divides `train_steps`, without which the spacing would be uneven;
+            for another spacing, and an offset that leads out of the training's timesteps.
     """
     if steps < 1 or train_steps % steps:
         raise D3S2Error(
@@ -145,17 +152,32 @@ def timesteps(steps: int, train_steps: int = 1000) -> list[int]:
             "100."
         )
     stride = train_steps // steps
-    return list(range(0, train_steps, stride))[::-1]
+    if spacing == "trailing":
+        return list(range(train_steps - 1, -1, -stride))
+    if spacing != "leading":
+        raise D3S2Error(
+            f"The scheduler's timestep_spacing is {spacing!r}: 'leading' and 'trailing' are known."
+        )
+    if not 0 <= offset < stride:
+        raise D3S2Error(
+            f"The scheduler's steps_offset is {offset}, with {steps} steps {stride} apart: take "
+            "fewer steps."
+        )
+    return [t + offset for t in range(0, train_steps, stride)][::-1]
 
 
-def schedule(steps: int, alpha_bars: Sequence[float]) -> list[Timestep]:
+def schedule(steps: int, scheduler: DDIMScheduler) -> list[Timestep]:
     """The numbered steps of a run, each with the noise levels that it goes from and to.
 
-    alpha_bars: that of every timestep of the training. Raises D3S2Error as `timesteps`.
+    Spacing, offset and where the last step ends are the scheduler's own: the clean image
+    (alpha_bar = 1) or, with its `set_alpha_to_one` off, the first training timestep's noise.
+    Raises D3S2Error as `timesteps`.
     """
-    chosen = timesteps(steps, len(alpha_bars))
+    alpha_bars = scheduler.alphas_cumprod.tolist()
+    config = scheduler.config
+    chosen = timesteps(steps, len(alpha_bars), config.steps_offset, config.timestep_spacing)
     levels = [alpha_bars[t] for t in chosen]
-    following = [*levels[1:], 1.0]
+    following = [*levels[1:], float(scheduler.final_alpha_cumprod)]
     return [
         Timestep(index, t, a_t, a_next)
         for index, (t, a_t, a_next) in enumerate(zip(chosen, levels, following, strict=True))
@@ -290,7 +312,7 @@ def sample(
     clip = clip and generator.bounded
     x = noise
     held: dict[str, Tensor] = {}  # the gradients last taken
-    for at in schedule(steps, generator.scheduler.alphas_cumprod.tolist()):
+    for at in schedule(steps, generator.scheduler):
         guided = losses is not None and guidance.steers(at.index, steps)
         asked = losses if guided and guidance.asks(at.index, steps) else None
         for repeat in range(guidance.recurrence if guided else 1):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionControlNetPipeline
+from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from tiny_diffusion import ROOM, save_tiny
 
 from d3s2.core.errors import D3S2Error
@@ -83,34 +83,67 @@ def as_double(model: StableDiffusion) -> StableDiffusion:
     return model
 
 
-def test_unguided_equals_diffusers_own_pipeline(tiny, options, start):
+def pipeline_images(model: StableDiffusion, start: tuple, steps: int) -> torch.Tensor:
+    """What diffusers' own pipeline makes of these masks with guidance 3."""
     noise, layout, classes = start
-    parts = {
-        "vae": tiny.vae,
-        "unet": tiny.unet.unet,
-        "controlnet": tiny.unet.controlnet,
-        "scheduler": tiny.scheduler,
-        "text_encoder": tiny.unet.prompts.encoder,
-        "tokenizer": tiny.unet.prompts.tokenizer,
-    }
     pipeline = StableDiffusionControlNetPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        vae=model.vae,
+        unet=model.unet.unet,
+        controlnet=model.unet.controlnet,
+        scheduler=DDIMScheduler.from_config(model.scheduler.config),
+        text_encoder=model.unet.prompts.encoder,
+        tokenizer=model.unet.prompts.tokenizer,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
-    prompts = [tiny.unet.prompts.prompt(classes[k], layout[k]) for k in range(3)]
-    theirs = pipeline(
+    prompts = [model.unet.prompts.prompt(classes[k], layout[k]) for k in range(3)]
+    return pipeline(
         prompts,
-        image=tiny.unet.control_image(layout),
+        image=model.unet.control_image(layout),
         negative_prompt=["a ghost"] * 3,
         latents=noise,
         guidance_scale=3.0,
-        num_inference_steps=5,
+        num_inference_steps=steps,
         output_type="pt",
     ).images
-    ours = finish(sample(tiny, noise, layout, classes, 5, Guidance(cfg_scale=3.0))).image
+
+
+def test_unguided_equals_diffusers_own_pipeline(tiny, start):
+    ours = finish(sample(tiny, *start, 5, Guidance(cfg_scale=3.0))).image
+    theirs = pipeline_images(tiny, start, 5)
     torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), theirs, rtol=1e-3, atol=1e-4)
-    plain = finish(sample(tiny, noise, layout, classes, 5)).image
+    plain = finish(sample(tiny, *start, 5)).image
     assert (plain - ours).abs().max() > 1e-2  # otherwise the comparison above would say little
+
+
+SD_15 = {
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+"""Stable Diffusion 1.5's own scheduler_config.json."""
+
+
+def test_with_stable_diffusions_own_scheduler_too(tiny, options, start, tmp_path):
+    shutil.copytree(options.model, tmp_path / "model")
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(SD_15))
+    model = load_stable_diffusion(replace(options, model=str(tmp_path / "model")), NAMES, COLORS)
+    steps = list(sample(model, *start, 5, Guidance(cfg_scale=3.0)))
+    assert [step.t for step in steps] == [801, 601, 401, 201, 1]
+    ours = (steps[-1].image / 2 + 0.5).clamp(0, 1)
+    theirs = pipeline_images(model, start, 5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    other = finish(sample(tiny, *start, 5, Guidance(cfg_scale=3.0))).image
+    assert (other - steps[-1].image).abs().max() > 1e-3  # the schedule is seen in the image
 
 
 @pytest.mark.parametrize(
