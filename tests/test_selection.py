@@ -359,3 +359,36 @@ def test_the_objective_is_its_formula(seed: int, delta: float) -> None:
     expected = (weights * np.log(1 + totals / delta)).sum()
     assert objective(matrix, weights, picks, delta) == pytest.approx(expected)
     assert objective(matrix, weights, [], delta) == 0
+
+
+# ------------------------------------------------------------------------- edges and defaults
+def test_a_class_of_a_single_image_has_the_largest_weight() -> None:
+    """f^-beta from f = 1 on, up to inverse frequency; one half unless something else is said."""
+    frequency = np.array([1, 2, 4, 100, 0])
+    for beta in (0.0, 0.25, 0.5, 1.0):
+        weights = class_weights(frequency, beta)
+        assert weights[:4] / weights[0] == pytest.approx(np.array([1, 2, 4, 100.0]) ** -beta)
+        assert weights.sum() == pytest.approx(5) and weights[4] == 0
+    assert class_weights(frequency).tolist() == class_weights(frequency, 0.5).tolist()
+
+
+def test_the_smallest_budgets_are_counts_and_nothing_is_no_selection() -> None:
+    assert [budget_size(b, 9) for b in (1, 2, 2.0, 9.0, np.int64(1))] == [1, 2, 2, 9, 1]
+    ranking = random_ranking(9)
+    assert [len(ranking.first(k)) for k in (1, 9)] == [1, 9]
+    for wrong in (0, -1, 10):
+        with pytest.raises(D3S2Error, match="masks are asked"):
+            ranking.first(wrong)
+
+
+def test_what_is_not_said_is_a_delta_of_one_and_seed_zero() -> None:
+    matrix, weights = matrix_of(4), np.ones(4)
+    for rule in (greedy, naive_greedy):
+        assert (
+            rule(matrix, weights).gains.tolist() == rule(matrix, weights, None, 1.0).gains.tolist()
+        )
+    assert objective(matrix, weights, [0, 3]) == objective(matrix, weights, [0, 3], 1.0)
+    counts = counts_of(matrix.toarray() * 100)
+    assert random_ranking(30).indices.tolist() == random_ranking(30, 0).indices.tolist()
+    assert uniform_ranking(counts).indices.tolist() == uniform_ranking(counts, 0).indices.tolist()
+    assert (presence(counts) != presence(counts, 0.02)).nnz == 0

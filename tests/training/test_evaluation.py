@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -178,3 +179,12 @@ def test_the_table_holds_what_the_rows_hold_cell_by_cell(tmp_path):
     assert stored["facts"] == {"a": None, "b": 1} and stored["classes"] == ["sky", "sea"]
     assert stored["rows"][1]["per_class_iou"] == [30.0, None]
     assert stored["rows"][1]["miou_sd"] is None and stored["rows"][0]["set"] == "two"
+
+
+def test_classes_without_a_pixel_are_no_division_by_zero():
+    matrix = np.array([[4, 0, 0], [0, 0, 0], [0, 0, 0]])
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(evaluation.class_iou(matrix), [100, math.nan, math.nan])
+        assert evaluation.mean_iou(matrix) == 100
+        assert math.isnan(evaluation.mean_iou(np.zeros((3, 3), np.int64)))
