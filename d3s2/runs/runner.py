@@ -9,8 +9,9 @@ goes on where the last one ended or was killed.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -142,14 +143,44 @@ def chapter_keys(chapters: list[Chapter], settings: Settings) -> dict[str, str]:
 def _outside_key(settings: Settings, rest: Sequence[str]) -> str:
     """Digest of what belongs to no notebook alone: parameters that none declares, and the data and
     weights that the run is given (not those it makes), by names, sizes and times of files.
+
+    Raises D3S2Error when the run's folder is the data's folder itself.
     """
-    files = []
+    files: list[list[Any]] = []
     shipped = str(settings.weights_folder) if settings.data_format == "scenes" else ""
+    made = [Path(settings.run_dir), *(places.home() / name for name in ("runs", "data", "cache"))]
     for root in filter(None, (settings.data_root, shipped)):
-        for path in sorted(path for path in Path(root).rglob("*") if path.is_file()):
-            status = path.stat()
-            files.append([path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
+        if os.path.realpath(root) == os.path.realpath(settings.run_dir):
+            raise D3S2Error(f"run_dir and data_root are both {root}: choose another run_dir.")
+        files += _files_below(Path(root), {os.path.realpath(path) for path in made})
     return digest([settings.data_format, files, settings.subset(*rest)])
+
+
+def _files_below(root: Path, made: set[str]) -> Iterator[list[Any]]:
+    """[name, size, time] of every file below a folder, behind links too.
+
+    A folder that several names lead to, as in a circle of links, is walked once, by the first of
+    them; the others say which. What runs make (their folders hold a `run.json`) is left out, and
+    the folders in `made`.
+    """
+    first = {os.path.realpath(root): "."}
+    for folder, inner, names in os.walk(root, followlinks=True):
+        kept = []
+        for path in (Path(folder, name) for name in sorted(inner)):
+            real, name = os.path.realpath(path), path.relative_to(root).as_posix()
+            if real in made or (path / config.RUN_FILE).is_file():
+                continue
+            if real in first:
+                yield [name, "the folder", first[real]]
+            else:
+                first[real] = name
+                kept.append(path.name)
+        inner[:] = kept
+        for path in (Path(folder, name) for name in sorted(names)):
+            if path.is_file():
+                status = path.stat()
+                name = path.relative_to(root).as_posix()
+                yield [name, status.st_size, status.st_mtime_ns]
 
 
 def is_current(chapter: Chapter, settings: Settings, keys: Mapping[str, str]) -> bool:
