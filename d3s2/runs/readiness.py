@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,14 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json, sha256
 from d3s2.core.machine import device_name, memory_mb, pick_device, pinned, require_gpus, versions
 from d3s2.data.benchmarks import FORMATS, count_note
+from d3s2.data.examining import Examination, class_table, examine, lines_to_add
 from d3s2.runs.network_choice import missing_backbone
 from d3s2.runs.parameters import Settings
 
 NEEDED_MEMORY_MB = 4096
 NEEDED_DISK_MB = 1000
+LOOKED_INTO = 300
+"""Images of each split of a public benchmark that are read; of your own data it is every one."""
 
 
 # -------------------------------------------------------------------------------------------- check
@@ -112,22 +114,50 @@ def _check_data(settings: Settings) -> Iterator[Check]:
             f"data_root=/path/to/data{fetch}",
         )
     else:
-        from d3s2.data.opening import open_dataset
+        yield from _check_files(settings)
 
-        for split in ("train", "val"):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter(
-                        "ignore"
-                    )  # a number of images that surprises becomes a line of its own
-                    dataset = open_dataset(settings.data_format, Path(settings.data_root), split)
-                yield Check(
-                    True, f"data: {len(dataset)} {split} images, {dataset.num_classes} classes"
-                )
-                if note := count_note(settings.data_format, split, len(dataset)):
-                    yield Check(False, f"data: {note}")
-            except D3S2Error as error:
-                yield Check(False, f"data: {error}")
+
+def _check_files(settings: Settings) -> Iterator[Check]:
+    """All that is wrong with the files of both splits, and a table of what they hold.
+
+    Of your own data every file is read; of a public set, which its archives vouch for, some.
+    """
+    most = LOOKED_INTO if settings.data_format in FORMATS else 0
+    examinations = []
+    said: set[str] = set()
+    for split in ("train", "val"):
+        found = examine(settings.data_format, settings.data_root, split, most)
+        examinations.append(found)
+        for fault in found.faults.values():
+            if str(fault) not in said:  # classes.csv is the same for both
+                yield Check(False, f"data: {fault}")
+            said.add(str(fault))
+        if found.dataset is not None:
+            yield from _check_split(settings, found)
+    if settings.data_format == "folder" and (missing := lines_to_add(examinations)):
+        listed = "".join(f"\n    {line}" for line in missing)
+        yield Check(
+            False,
+            f"data: if these are classes, name them and add the lines to classes.csv:{listed}",
+        )
+
+
+def _check_split(settings: Settings, found: Examination) -> Iterator[Check]:
+    """What a split that can be opened holds; the classes of your own data in a table."""
+    dataset = found.dataset
+    count, classes = len(dataset), dataset.num_classes
+    read = "" if found.read == count else f"; {found.read} of them, spread evenly, were read"
+    public = settings.data_format in FORMATS
+    table = "" if public else "".join(f"\n    {line}" for line in class_table(found))
+    yield Check(
+        not found.faults, f"data: {count} {found.split} images, {classes} classes{read}{table}"
+    )
+    if found.empty and found.pixels.any():
+        yield Check(
+            True, f"data: {found.empty} {found.split} masks are ignored throughout: no use, no harm"
+        )
+    if note := count_note(settings.data_format, found.split, count):
+        yield Check(False, f"data: {note}")
 
 
 def _check_weights(settings: Settings) -> Iterator[Check]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from small_benchmarks import make_ade20k
 
 from d3s2.runs import config, readiness
 from d3s2.runs.progress import Display, Meter, clock
@@ -52,6 +56,81 @@ def test_check_command(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "[OK] Python 3.11" in done.stdout
     assert "[FAIL] data: " in done.stdout and "nowhere" in done.stdout
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    """A folder of two splits: an unknown id, an unknown colour, a damaged image, a lone mask."""
+    root = tmp_path / "mine"
+    for split in ("train", "val"):
+        for part, shape in (("images", (4, 4, 3)), ("labels", (4, 4))):
+            (root / split / part).mkdir(parents=True)
+            for name in "abc":
+                picture = Image.fromarray(np.zeros(shape, np.uint8))
+                picture.save(root / split / part / f"{name}.png")
+    (root / "classes.csv").write_text("id,name,red,green,blue\n0,sky,1,2,3\n")
+    Image.new("L", (4, 4), 7).save(root / "train/labels/a.png")
+    Image.new("L", (4, 4), 7).save(root / "train/labels/b.png")
+    Image.new("RGB", (4, 4), (9, 8, 7)).save(root / "val/labels/b.png")
+    (root / "val/images/c.png").write_text("no image")
+    (root / "train/images/c.png").unlink()
+    return root
+
+
+def data_lines(root: Path, data_format: str = "folder") -> dict[str, bool]:
+    settings = config.resolve(
+        {"profile": "camvid", "data_format": data_format, "data_root": str(root)}, remember=False
+    )
+    return {check.text: check.ok for check in readiness._check_data(settings)}
+
+
+def test_check_says_all_that_is_wrong_with_a_folder_at_once(faulty: Path) -> None:
+    found = data_lines(faulty)
+    wrong = "\n".join(text for text, ok in found.items() if not ok)
+    for words in (
+        "c.png has no image (1 such)",
+        "a.png holds id 7, which classes.csv does not list",
+        "(2 files with this)",
+        "b.png holds colour (9, 8, 7)",
+        "c.png (cannot identify",
+        "data: 2 train images, 1 classes",
+        "unknown id 7: 32 pixels in 2 images",
+        "data: 3 val images, 1 classes",
+        "unknown colour (9, 8, 7): 16 pixels in 1 images",
+        "    7,unnamed-7,16,16,56",
+        "    1,unnamed-1,9,8,7",
+    ):
+        assert words in wrong
+    assert all(text.startswith("data: ") for text in found)
+
+
+def test_check_finds_nothing_wrong_with_a_mended_folder(faulty: Path) -> None:
+    for split, name in (("train", "c"), ("val", "c")):
+        Image.new("RGB", (4, 4)).save(faulty / split / "images" / f"{name}.png")
+    with open(faulty / "classes.csv", "a") as stream:
+        stream.write("7,road,16,16,56\n1,tree,9,8,7\n")
+    found = data_lines(faulty)
+    assert found and all(found.values())
+    (train,) = (text for text in found if "train images" in text)
+    assert train.splitlines()[3].split() == ["road", "32", "66.67%", "2"]
+
+
+def test_faults_of_the_classes_are_said_once(faulty: Path) -> None:
+    (faulty / "classes.csv").unlink()
+    wrong = [text for text in data_lines(faulty) if "classes.csv" in text]
+    assert len(wrong) == 1
+
+
+def test_of_a_public_set_a_part_is_read_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in list(make_ade20k(tmp_path).rglob("ADE_train*.*")):
+        shutil.copy(path, path.with_name(path.name.replace("1.", "2.")))
+    monkeypatch.setattr(readiness, "LOOKED_INTO", 1)
+    texts = list(data_lines(tmp_path, "ade20k"))
+    assert "data: 2 train images, 150 classes; 1 of them, spread evenly, were read" in texts
+    assert "data: 1 val images, 150 classes" in texts
+    assert any("instead of 20210" in text for text in texts)
 
 
 def test_scenes_weights_are_whole() -> None:
