@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from d3s2.core.files import write_json
 from d3s2.data.dataset import ClassInfo
 from d3s2.data.folder import write_classes
-from d3s2.training.job import TrainingJob
+from d3s2.training.job import PREDICTIONS, RESULT, WEIGHTS, TrainingJob, write_finished
 
 CLASSES = 4
 
@@ -55,6 +56,18 @@ def make_job(data: Path, work: Path, **changes) -> TrainingJob:
         size=(32, 48),
     )
     return replace(job, **changes)
+
+
+def write_finished_training(folder: Path, key: str, **facts) -> None:
+    """The files of a finished training, without one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(b"weights " + key.encode())
+    (folder / PREDICTIONS).write_bytes(b"predictions")
+    write_json(folder / "logs" / "cost.json", {"seconds": 3.0, "peak_memory_mb": 5})
+    known = {"name": "a", "miou": 40.0, "per_class_iou": [40.0, None], "curve": [[10, 2.5]]}
+    known |= {"parameters": 9, "train_images": 3, "iterations": 10, "seed": 0, "key": key}
+    write_json(folder / RESULT, known | facts)
+    write_finished(folder, key)
 
 
 def wait_for(condition, seconds: float) -> None:

@@ -188,11 +188,11 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Delete the temporary files and folders below a folder whose process has ended (killed, or
-    without power); another process that still writes keeps its own.
+def remove_abandoned(folder: Path, pattern: str = "**/.*.part*") -> None:
+    """Delete the temporary files and folders in a folder, and below it, whose process has ended
+    (killed, or without power); another process that still writes keeps its own.
     """
-    for path in folder.rglob(".*.part*"):
+    for path in folder.glob(pattern):
         if _is_abandoned(path):
             shutil.rmtree(path, ignore_errors=True)
             remove(path)

@@ -1,7 +1,9 @@
 """One training: what decides it, its key, and what it leaves behind.
 
-In its folder lie `result.json`, `model.safetensors` and `predictions.npz`; in `logs/`, the job
-itself, what mmengine logs, the cost, and why the training ended when it failed.
+In its folder lie `result.json`, `model.safetensors`, `predictions.npz` and, written last,
+`finished.json` with the key and the SHA-256 of the three: a result is believed by these, never by
+what it says of itself. In `logs/`, the job itself, what mmengine logs, the cost, and why the
+training ended when it failed.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, read_json, sha256, write_json
 from d3s2.core.machine import require_gpus
-from d3s2.data.dataset import SegmentationDataset
+from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.folder import open_folder
 
 RESULT = "result.json"
 WEIGHTS = "model.safetensors"
 PREDICTIONS = "predictions.npz"
+FINISHED = "finished.json"
 TRAINS = "training.worker"
 """The module whose sources, and those of all that it imports, decide a result."""
 OUT_OF_MEMORY = "out_of_memory"
@@ -33,8 +36,9 @@ SMALLEST = 16
 """Pixels of an image's shorter side."""
 
 # Whether a field of a job belongs to its key. A place or a name never does: what lies there counts
-# by its content. How a batch is shared changes random numbers and rounding, not the experiment: no
-# result is made anew for that.
+# by its content. How a batch is shared changes random numbers and rounding, not the experiment (its
+# losses are those of the whole batch, see `registered.BatchedHead`): no result is made anew for
+# that.
 _PLACE = {"decides": False}
 _SHARING = {"decides": False}
 
@@ -47,8 +51,8 @@ class TrainingJob:
     val_ids: the images of the split, None = all of them; size: (H, W) of the images; device: "cpu"
     or "cuda"; work_dir: where the results go; network: "scaled-down", or "swin-s" as mmsegmentation
     ships it, from the backbone_weights (a file); processes: how many, on as many GPUs, share each
-    batch; parts: each takes its share in so many parts, which needs less memory; checkpoint_every:
-    iterations between two checkpoints.
+    batch; parts: each takes its share in so many parts, which needs less memory and gives, random
+    numbers apart, the gradient of the whole; checkpoint_every: iterations between two checkpoints.
     """
 
     name: str = field(metadata=_PLACE)
@@ -77,8 +81,9 @@ class TrainingResult:
     """What a training gave.
 
     miou, per_class_iou: in percent, NaN for a class that neither occurs nor is predicted; curve:
-    (iteration, mean loss of the last ten); parameters: weights of the network; cost: "seconds" and
-    "peak_memory_mb", which do not count when results are compared.
+    (iteration, mean loss of the last ten, or of the fewer that were left at the end); parameters:
+    weights of the network; cost: "seconds" and "peak_memory_mb", which do not count when results
+    are compared.
     """
 
     name: str
@@ -155,17 +160,31 @@ def job_key(job: TrainingJob) -> str:
     """sha256 over what decides the result of a job that `check_job` lets pass: its fields, the
     files of both splits, the backbone's weights, and the source of what trains.
 
-    Opens the data. Raises D3S2Error for everything `open_split` finds.
+    Opens the data. Raises D3S2Error for everything `open_split` finds, and for a split without a
+    labelled pixel.
     """
     values = asdict(job)
     deciding = [spec.name for spec in fields(job) if spec.metadata.get("decides", True)]
     train = open_split(job.train_root, job.train_split, job.train_ids, job.size)
     val = open_split(job.val_root, job.val_split, job.val_ids, job.size)
+    _require_labels(job, train, "there is nothing to learn")
+    _require_labels(job, val, "there is no mIoU to measure")
     data = [train.fingerprint(), val.fingerprint()]
     if job.network == "swin-s":
         data.append(sha256(job.backbone_weights))
     settings = {name: values[name] for name in deciding}
     return digest({"job": settings, "data": data, "code": code_version(TRAINS)})
+
+
+def _require_labels(job: TrainingJob, split: SegmentationDataset, so: str) -> None:
+    """Raise D3S2Error unless some pixel of the split has a class; reads masks up to the first."""
+    for index in range(len(split)):
+        if (split.read_labels(index) != IGNORE).any():
+            return
+    raise D3S2Error(
+        f"training {job.name!r}: none of the {len(split)} masks of {split.name!r} has a pixel with "
+        f"a class, all are ignored ({IGNORE}): {so}. Check the masks and classes.csv."
+    )
 
 
 def write_job(path: str | Path, job: TrainingJob) -> None:
@@ -182,11 +201,49 @@ def read_job(path: str | Path) -> TrainingJob:
     return TrainingJob(**values)
 
 
-def read_result(folder: str | Path) -> TrainingResult:
-    """The result of a finished training. Raises D3S2Error when there is none."""
+def write_finished(folder: str | Path, key: str) -> None:
+    """Say, last of all, that the training with this key is whole: from now on its files count."""
     folder = Path(folder)
-    if not (folder / RESULT).is_file():
-        raise D3S2Error(f"no finished training in {folder}: run notebook 04 first.")
+    files = {name: sha256(folder / name) for name in (RESULT, WEIGHTS, PREDICTIONS)}
+    write_json(folder / FINISHED, {"key": key, "files": files})
+
+
+def finished_key(folder: str | Path) -> str:
+    """The key of the finished training in a folder; "" where there is none, or one whose files are
+    no longer what it wrote.
+    """
+    folder = Path(folder)
+    return "" if _fault(folder) else read_json(folder / FINISHED)["key"]
+
+
+def _fault(folder: Path) -> str:
+    """Why what lies in a folder is no finished training, in words; empty when it is one."""
+    if not (folder / FINISHED).is_file():
+        return f"there is no finished training in {folder}"
+    try:
+        finished = read_json(folder / FINISHED)
+        files = finished["files"]
+        wrong = [
+            folder / name
+            for name in (RESULT, WEIGHTS, PREDICTIONS)
+            if not (folder / name).is_file() or sha256(folder / name) != files[name]
+        ]
+        if wrong:
+            return f"{wrong[0]} is not what the training wrote"
+        if read_json(folder / RESULT)["key"] != finished["key"]:
+            return f"{folder / FINISHED} is of another training than {RESULT}"
+    except (D3S2Error, KeyError, TypeError):
+        return f"{folder / FINISHED} cannot be read"
+    return ""
+
+
+def read_result(folder: str | Path) -> TrainingResult:
+    """The result of a finished training. Raises D3S2Error when there is none, or when one of its
+    files is no longer what the training wrote.
+    """
+    folder = Path(folder)
+    if fault := _fault(folder):
+        raise D3S2Error(f"{fault}: run notebook 04, which trains what is missing.")
     found = read_json(folder / RESULT)
     scores = found["per_class_iou"]
     found["per_class_iou"] = tuple(math.nan if score is None else score for score in scores)

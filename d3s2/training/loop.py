@@ -23,8 +23,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 
 from d3s2.core.files import atomic_path
+from d3s2.data.dataset import IGNORE
 from d3s2.models.openmmlab import LOOPS
-from d3s2.training.registered import Progress
+from d3s2.training.registered import BatchedHead, Progress
 
 
 @LOOPS.register_module(name="D3S2TrainLoop", force=True)
@@ -33,8 +34,8 @@ class TrainLoop(IterBasedTrainLoop):
 
     checkpoint: the file to write, and to go on from where it is there; "" for neither; every:
     iterations between two; parts: a batch goes through the network in so many parts, one after the
-    other, whose gradients are averaged; seconds_before: how long the training ran before the break,
-    0 without one.
+    other, whose gradients add up to that of the whole batch (see `announce`); seconds_before: how
+    long the training ran before the break, 0 without one.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class TrainLoop(IterBasedTrainLoop):
         """One step of the optimizer for {"inputs": [...], "data_samples": [...]}."""
         runner = self.runner
         runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
+        announce(runner.model, data_batch["data_samples"], self.parts)
         losses = []
         for part in split(data_batch, self.parts):
             losses.append(runner.model.train_step(part, optim_wrapper=runner.optim_wrapper))
@@ -133,6 +135,17 @@ def split(batch: Mapping[str, list], parts: int) -> Iterator[dict[str, list]]:
     for first in range(0, size * parts, size):
         piece = slice(first, first + size)
         yield {name: values[piece] for name, values in batch.items()}
+
+
+def announce(model: torch.nn.Module, samples: Sequence[Any], parts: int) -> None:
+    """Tell the head what the losses of a batch are divided by that it does not see at once: one in
+    parts, or shared by processes. A model without such a head is left alone.
+    """
+    head = getattr(bare(model), "decode_head", None)
+    if isinstance(head, BatchedHead) and (parts > 1 or get_dist_info()[1] > 1):
+        present = [sample.gt_sem_seg.data.unique() for sample in samples]
+        whole = head.divisors([classes[classes != IGNORE] for classes in present])
+        head.whole = (*whole, parts)
 
 
 def mean_losses(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import IGNORE
 from d3s2.models.openmmlab import (
     DATASETS,
@@ -33,6 +34,8 @@ from d3s2.models.openmmlab import (
 )
 from d3s2.training.job import open_split
 
+COSTS = {"ClassificationCost", "CrossEntropyLossCost", "DiceCost"}
+"""What Mask2Former's matching adds up."""
 KEEP_BYTES = 256 * 2**20
 """A training set up to this size is kept in memory once it has been read."""
 
@@ -91,7 +94,54 @@ class FolderDataset(BaseSegDataset):
 class BatchedHead(Mask2FormerHead):
     """mmsegmentation's head; predicted and true masks are matched for a batch at once, not image by
     image.
+
+    whole: of a batch that comes in parts, or is shared by processes, the `divisors` of all that
+    this process has of it, and in how many parts it takes them. mmdet divides the losses by those
+    of the images at hand, so their mean over the parts would be another objective. None = the
+    images at hand are the batch.
     """
+
+    threshold = float("inf")
+    """Of data with one class, whose logits mmseg would compare with it: all pixels are class 0."""
+    whole: tuple[float, float, int] | None = None
+
+    def divisors(self, labels: Sequence[Tensor]) -> tuple[float, float]:
+        """What mmdet divides the losses of images by whose classes are int64[G_b]: the class loss
+        by the queries' weights, of which G_b answer for a class and the rest for none; the mask
+        losses by the masks.
+        """
+        weights = torch.tensor(self.class_weight)
+        nothing = [self.num_queries - len(each) for each in labels]
+        classes = sum(float(weights[each.cpu()].sum()) for each in labels)
+        return classes + sum(nothing) * float(weights[-1]), float(sum(map(len, labels)))
+
+    def loss_by_feat(
+        self,
+        all_cls_scores: list[Tensor],
+        all_mask_preds: list[Tensor],
+        batch_gt_instances: list,
+        batch_img_metas: list[dict],
+    ) -> dict[str, Tensor]:
+        """mmdet's losses; those of a part are scaled so that their mean over the parts and the
+        processes is the loss of the whole batch.
+        """
+        losses = super().loss_by_feat(
+            all_cls_scores, all_mask_preds, batch_gt_instances, batch_img_metas
+        )
+        if self.whole is None:
+            return losses
+        here = self.divisors([truth.labels for truth in batch_gt_instances])
+        *whole, parts = self.whole
+        both = torch.tensor([here, whole], device=all_cls_scores[0].device)
+        all_reduce(both, "mean")  # over the processes; mmdet does so for the masks
+        (_, masks_here), (classes, masks) = both.tolist()
+        of_masks = parts * max(masks_here, 1) / max(masks, 1)
+        shares = {
+            "loss_cls": parts * here[0] / classes,
+            "loss_mask": of_masks,
+            "loss_dice": of_masks,
+        }
+        return {name: loss * shares[name.rpartition(".")[2]] for name, loss in losses.items()}
 
     def get_targets(
         self,
@@ -124,8 +174,8 @@ class BatchedHead(Mask2FormerHead):
 
     @torch.no_grad()
     def matching_cost(self, scores: Tensor, logits: Tensor, truths: list) -> Tensor:
-        """What it would cost each query to answer for each true mask: 2 class + 5 cross-entropy + 5
-        dice.
+        """What it would cost each query to answer for each true mask: class, cross-entropy and
+        dice, with the weights of the configuration's assigner (shipped: 2, 5 and 5).
 
         Args:
             scores: float[B, Q, C + 1] class logits; logits: float[B, Q, h, w] mask logits.
@@ -134,6 +184,7 @@ class BatchedHead(Mask2FormerHead):
         Returns: float[B, Q, max G_b]; columns from G_b on mean nothing. Masks are compared at
         `num_points` random points of the image, the same for all its masks, as in mmdet.
         """
+        costs = self._costs()
         most = max(1, *(len(truth.labels) for truth in truths))
         labels = torch.stack([_padded(truth.labels, most) for truth in truths])
         masks = torch.stack([_padded(truth.masks.float(), most) for truth in truths])
@@ -148,8 +199,27 @@ class BatchedHead(Mask2FormerHead):
         entropy = (missed + false_alarms) / self.num_points
         inside = predicted.sigmoid()
         areas = inside.sum(-1)[:, :, None] + true.sum(-1)[:, None]
-        dice = 1 - (2 * inside @ true.mT + 1) / (areas + 1)
-        return 2 * classes + 5 * entropy + 5 * dice
+        smooth = costs["DiceCost"].eps
+        dice = 1 - (2 * inside @ true.mT + smooth) / (areas + smooth)
+        weight = {name: cost.weight for name, cost in costs.items()}
+        return (
+            weight["ClassificationCost"] * classes
+            + weight["CrossEntropyLossCost"] * entropy
+            + weight["DiceCost"] * dice
+        )
+
+    def _costs(self) -> dict[str, Any]:
+        """The assigner's costs by kind. Raises D3S2Error for others than the shipped three."""
+        costs = {type(cost).__name__: cost for cost in self.assigner.match_costs}
+        dice = costs.get("DiceCost")
+        is_known = costs.keys() == COSTS and len(costs) == len(self.assigner.match_costs)
+        if not is_known or not (dice.pred_act and dice.naive_dice):
+            raise D3S2Error(
+                f"the assigner's match_costs are {', '.join(costs)}: this head knows one each of "
+                f"{', '.join(sorted(COSTS))} (naive, of activated masks); use mmseg's own "
+                "Mask2FormerHead for others."
+            )
+        return costs
 
 
 def _padded(values: Tensor, count: int) -> Tensor:
@@ -210,8 +280,9 @@ class Progress(Hook):
             os._exit(1)
         self.sum += float(outputs["loss"].detach())
         done = runner.iter + 1
-        if done % self.every == 0:
-            loss = self.sum / self.every
+        latest = (done - 1) % self.every + 1
+        if latest == self.every or done == runner.max_iters:
+            loss = self.sum / latest
             self.curve.append((done, loss))
             self.sum = 0.0
             if is_main_process():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -18,20 +17,22 @@ from pathlib import Path
 
 from d3s2.core import machine
 from d3s2.core.errors import D3S2Error, what_to_lower
-from d3s2.core.files import read_json, write_json
 from d3s2.core.places import PACKAGE
 from d3s2.core.processes import bound_environment
 from d3s2.training.job import (
     ERROR,
+    FINISHED,
     OUT_OF_MEMORY,
     RESULT,
     TrainingJob,
     TrainingResult,
     check_job,
+    finished_key,
     job_key,
     read_result,
     write_job,
 )
+from d3s2.training.reuse import still_to_train
 
 POLL_SECONDS = 0.2
 TAIL_LINES = 12
@@ -49,10 +50,10 @@ def train_all(
 
     parallel: how many at once, 0 = one per core this process may use (on "cuda": one after the
     other). progress: called with a line when a training starts a new quarter or ends; None for
-    silence. reuse: a folder in which results of the same jobs may lie (any depth): they are copied,
-    not trained again. out_of_memory: "stop", or "halve": a training whose batch is too large for
-    the GPU goes on from its checkpoint with the batch in twice as many parts, and so do those that
-    come after it.
+    silence. reuse: a folder in which results of the same jobs may lie (any depth): those whose
+    files still have their hashes are copied, not trained again. out_of_memory: "stop", or "halve":
+    a training whose batch is too large for the GPU goes on from its checkpoint with the batch in
+    twice as many parts, and so do those that come after it.
     Raises D3S2Error, before anything runs, for two jobs of one folder and what `check_job` and
     `job_key` find; and with the end of the log when a training fails: the others are stopped then.
     """
@@ -62,9 +63,7 @@ def train_all(
     for job in jobs:
         check_job(job)
     keys = [job_key(job) for job in jobs]
-    if reuse is not None:
-        _copy_finished(jobs, keys, reuse)
-    waiting = [job for job, key in zip(jobs, keys, strict=True) if not _is_finished(job, key)]
+    waiting = still_to_train(jobs, keys, reuse)
     say = progress or _silence
     pool = _Pool(_cores(jobs, parallel), say)
     try:
@@ -97,22 +96,6 @@ def _cores(jobs: Sequence[TrainingJob], parallel: int) -> list[int]:
     else:
         cores = list(range(os.cpu_count() or 1))
     return cores[: parallel or machine.cores()]
-
-
-# -------------------------------------------------------------------------- what is finished before
-def _is_finished(job: TrainingJob, key: str) -> bool:
-    path = Path(job.work_dir) / RESULT
-    return path.is_file() and read_json(path).get("key") == key
-
-
-def _copy_finished(jobs: Sequence[TrainingJob], keys: Sequence[str], reuse: Path) -> None:
-    """Copy what `reuse` holds of these jobs into their folders; the results get their names."""
-    found = {read_json(path).get("key"): path.parent for path in sorted(reuse.rglob(RESULT))}
-    for job, key in zip(jobs, keys, strict=True):
-        if key in found and not _is_finished(job, key):
-            shutil.copytree(found[key], job.work_dir, dirs_exist_ok=True)
-            result = read_json(found[key] / RESULT)
-            write_json(Path(job.work_dir) / RESULT, {**result, "name": job.name})
 
 
 # ------------------------------------------------------------------------------------ out of memory
@@ -193,7 +176,8 @@ class _Training:
         self.logs.mkdir(parents=True, exist_ok=True)
         for name in ("progress.json", OUT_OF_MEMORY, ERROR):
             (self.logs / name).unlink(missing_ok=True)
-        (self.folder / RESULT).unlink(missing_ok=True)
+        for name in (FINISHED, RESULT):
+            (self.folder / name).unlink(missing_ok=True)
         write_job(self.logs / "job.json", job)
         command = [*_command(), str(self.logs / "job.json"), str(core)]
         with open(self.logs / "train.log", "wb") as log:  # the process keeps its own end of it
@@ -218,7 +202,7 @@ class _Training:
         """What is to be said of a training that has ended well. Raises its D3S2Error when it has
         failed.
         """
-        failed = self.process.returncode != 0 or not (self.folder / RESULT).is_file()
+        failed = self.process.returncode != 0 or not finished_key(self.folder)
         if self.ran_out_of_memory or failed:
             raise self.error()
         result = read_result(self.folder)

@@ -1,9 +1,10 @@
 """Chapter 04: train Mask2Former on a training set and evaluate it, in this process.
 
-A finished training leaves `result.json`, `model.safetensors` and `predictions.npz` in its folder
-and is not repeated; a killed one leaves a checkpoint and goes on from there. On one machine the
-same job gives the same bytes, with or without a break. `python -m d3s2.training.worker` is the
-process in which `side_by_side.train_all` runs a job; several GPUs share one with `torchrun`.
+A finished training leaves `result.json`, `model.safetensors`, `predictions.npz` and, last, their
+hashes in its folder and is not repeated; a killed one leaves a checkpoint and goes on from there.
+On one machine the same job gives the same bytes, with or without a break. `python -m
+d3s2.training.worker` is the process in which `side_by_side.train_all` runs a job; several GPUs
+share one with `torchrun`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from d3s2.training.job import (
     job_key,
     read_job,
     read_result,
+    write_finished,
 )
 
 
@@ -83,8 +85,8 @@ def _facts(job: TrainingJob, key: str, runner: Any) -> dict[str, object]:
 
 
 def _write_files(folder: Path, runner: Any, facts: dict[str, object], begun: float) -> None:
-    """Weights, predictions, cost, and last the result, which says that the others are there; then
-    nobody needs the checkpoints any more.
+    """Weights, predictions, cost, result, and last their hashes, without which none of them counts;
+    then nobody needs the checkpoints any more.
     """
     from d3s2.training import mask2former
 
@@ -96,6 +98,7 @@ def _write_files(folder: Path, runner: Any, facts: dict[str, object], begun: flo
     cost = {"seconds": seconds, "peak_memory_mb": machine.peak_memory()}
     write_json(folder / "logs" / "cost.json", cost)
     write_json(folder / RESULT, facts)
+    write_finished(folder, str(facts["key"]))
     for path in (folder / "logs").glob("checkpoint-*.pt"):
         path.unlink()
 

@@ -13,13 +13,16 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import write_json
 from d3s2.training import job as module
 from d3s2.training.job import (
+    PREDICTIONS,
     RESULT,
+    WEIGHTS,
     TrainingJob,
     check_job,
     job_key,
     open_split,
     read_job,
     read_result,
+    write_finished,
     write_job,
 )
 
@@ -131,6 +134,11 @@ def test_a_result_is_read_with_its_cost_and_its_unknown_classes(tmp_path):
     facts = {"name": "a", "miou": 40.0, "per_class_iou": [40.0, None], "curve": [[10, 2.5]]}
     facts |= {"parameters": 9, "train_images": 3, "iterations": 10, "seed": 0, "key": "k"}
     write_json(tmp_path / RESULT, facts)
+    for name in (WEIGHTS, PREDICTIONS):
+        (tmp_path / name).touch()
+    with pytest.raises(D3S2Error, match="no finished training"):  # of before there were hashes
+        read_result(tmp_path)
+    write_finished(tmp_path, "k")
     found = read_result(tmp_path)
     assert found.curve == ((10, 2.5),) and math.isnan(found.per_class_iou[1])
     assert math.isnan(found.seconds)

@@ -13,7 +13,15 @@ from training_jobs import make_job
 
 from d3s2.core.files import read_json
 from d3s2.training import mask2former, worker
-from d3s2.training.job import ERROR, OUT_OF_MEMORY, PREDICTIONS, RESULT, WEIGHTS, write_job
+from d3s2.training.job import (
+    ERROR,
+    OUT_OF_MEMORY,
+    PREDICTIONS,
+    RESULT,
+    WEIGHTS,
+    finished_key,
+    write_job,
+)
 
 
 @pytest.fixture
@@ -77,7 +85,7 @@ def test_want_of_memory_leaves_a_mark(tmp_path):
     ).read_text()
 
 
-def test_the_result_is_written_when_all_else_is_there(tmp_path, monkeypatch):
+def test_the_hashes_are_written_when_all_else_is_there(tmp_path, monkeypatch):
     """A process that is killed in between has no result, and its checkpoint still."""
     runner = SimpleNamespace(
         model=torch.nn.Linear(2, 1),
@@ -89,18 +97,19 @@ def test_the_result_is_written_when_all_else_is_there(tmp_path, monkeypatch):
     checkpoint = logs / "checkpoint-0.pt"
     checkpoint.touch()
     others = [tmp_path / WEIGHTS, tmp_path / PREDICTIONS, logs / "cost.json", checkpoint]
-    real = worker.write_json
+    others.append(tmp_path / RESULT)
+    real = worker.write_finished
     seen = []
 
-    def watched(path, value):
-        if path.name == RESULT:
-            seen.extend(other.is_file() for other in others)
-        real(path, value)
+    def watched(folder, key):
+        seen.extend(other.is_file() for other in others)
+        real(folder, key)
 
-    monkeypatch.setattr(worker, "write_json", watched)
-    worker._write_files(tmp_path, runner, {"miou": 1.0}, begun=0.0)
-    assert seen == [True] * 4 and not checkpoint.exists()
-    assert read_json(tmp_path / RESULT) == {"miou": 1.0}
+    monkeypatch.setattr(worker, "write_finished", watched)
+    worker._write_files(tmp_path, runner, {"miou": 1.0, "key": "k"}, begun=0.0)
+    assert seen == [True] * 5 and not checkpoint.exists()
+    assert read_json(tmp_path / RESULT) == {"miou": 1.0, "key": "k"}
+    assert finished_key(tmp_path) == "k"
     assert read_json(logs / "cost.json")["seconds"] > 100
     weights = mask2former.load_file(tmp_path / WEIGHTS)
     assert torch.equal(weights["weight"], runner.model.weight)
