@@ -17,7 +17,7 @@ from papermill import inspect_notebook
 from d3s2.runs.notebooks import assigned_names
 from d3s2.runs.parameters import FIELDS
 
-MAX_BYTES = 500_000
+MAX_BYTES = 1_000_000
 MAX_PARAMETERS = 15
 CODE_CELLS = range(20, 41)
 WORDS = range(1500, 3001)

@@ -18,10 +18,11 @@ from PIL import Image
 from d3s2.core.code_version import is_module
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import atomic_path, digest
+from d3s2.plots.house_style import exact_colors, reduce_colors
 
-MOST_BYTES = 480_000
-"""Above this a published notebook gets coarser pictures: a repository's web view loads no
-megabytes.
+MOST_BYTES = 950_000
+"""Above this a published notebook gets photographs in fewer colours: a repository's web view loads
+no megabytes.
 """
 _FILE_NAME = re.compile(r"(\d\d)_\w+\.ipynb")
 
@@ -140,21 +141,21 @@ def publish(executed: Path, target: Path) -> None:
 
 
 def _shrink_pictures(notebook: nbformat.NotebookNode) -> None:
-    """Large pictures in 64 colours: what a repository shows may be coarser than what a live
-    notebook does.
-    """
+    """Photographs of large pictures in 64 colours; colours of classes stay exact."""
     for cell in _code(notebook):
         for output in cell.outputs:
             data = output.get("data", {})
             if len(data.get("image/png", "")) > 40_000:
-                picture, small = (
-                    Image.open(io.BytesIO(base64.b64decode(data["image/png"]))),
-                    io.BytesIO(),
-                )
-                picture.convert("RGB").quantize(64, kmeans=2, dither=Image.Dither.NONE).save(
-                    small, "PNG", optimize=True
-                )
-                data["image/png"] = base64.b64encode(small.getvalue()).decode() + "\n"
+                data["image/png"] = _smaller(data["image/png"])
+
+
+def _smaller(picture: str) -> str:
+    """A PNG, base64, in fewer colours; as it was where that does not help."""
+    small = io.BytesIO()
+    whole = Image.open(io.BytesIO(base64.b64decode(picture)))
+    reduce_colors(whole, photograph=64, exact=exact_colors(whole)).save(small, "PNG", optimize=True)
+    encoded = base64.b64encode(small.getvalue()).decode() + "\n"
+    return min(encoded, picture, key=len)
 
 
 def _code(notebook: nbformat.NotebookNode) -> list[Any]:

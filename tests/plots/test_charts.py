@@ -13,6 +13,8 @@ from PIL import Image
 
 from d3s2 import plots
 from d3s2.data.dataset import IGNORE, ClassInfo
+from d3s2.data.scenes import scenes_classes
+from d3s2.plots.house_style import exact_colors, reduce_colors
 
 CLASSES = [
     ClassInfo("sky", (10, 20, 200)),
@@ -79,3 +81,52 @@ def test_pyplot_keeps_no_figure() -> None:
 def test_a_method_keeps_its_colour() -> None:
     assert plots.series_color("random") == plots.SERIES["random"]
     assert plots.series_color("unknown") == plots.series_color("unknown")
+
+
+def shown(figure: Figure) -> Image.Image:
+    return Image.open(io.BytesIO(figure._repr_png_()))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_colours_of_classes_are_exact_beside_a_photograph(known: bool) -> None:
+    """All twenty classes of the scenes, one of them a single pixel; and a palette of one's own."""
+    colors = [info.color for info in scenes_classes()]
+    if not known:
+        colors = [(255 - r, 3 + g // 2, b ^ 85) for r, g, b in colors]
+    palette = np.array(colors, np.uint8)
+    mask = np.arange(20, dtype=np.uint8)[:, None].repeat(3, 0).repeat(64, 1)
+    if known:
+        mask[mask == 11] = 7
+        mask[5, 5] = 11
+    rows = {
+        "photographs": RNG.integers(0, 256, (4, *mask.shape, 3), dtype=np.uint8),
+        "masks": np.stack([plots.colorize(mask, palette)] * 4),
+    }
+    for figure in (
+        plots.image_rows(rows),
+        plots.show_pairs(rows["photographs"], [mask] * 4, palette),
+    ):
+        picture = shown(figure)
+        found = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
+        assert found >= {tuple(color) for color in palette[np.unique(mask)].tolist()}
+        assert len(found) < 400  # those of photographs are fewer, so that this shows something
+    assert len(np.unique(mask)) == 20
+
+
+def test_a_palette_of_hundreds_is_exact_too() -> None:
+    palette = np.array([[r, g, 77] for r in range(0, 256, 16) for g in range(0, 256, 16)], np.uint8)
+    mask = np.arange(250, dtype=np.uint8).reshape(10, 25).repeat(5, 0).repeat(5, 1)
+    photograph = np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
+    picture = shown(plots.show_pairs([photograph] * 2, [mask] * 2, palette, columns=2))
+    found = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
+    assert found >= {tuple(color) for color in palette[:250].tolist()}
+
+
+def test_what_was_exact_is_known_again() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    noise[:3] = 1, 2, 3
+    small = reduce_colors(Image.fromarray(noise), exact=[0x040506])
+    stream = io.BytesIO()
+    small.save(stream, "PNG", optimize=True)
+    assert 0x010203 in exact_colors(Image.open(stream))
+    assert exact_colors(Image.fromarray(noise)) == []

@@ -4,6 +4,8 @@ line.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -14,10 +16,13 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from notebook_maker import SLOW, Sequence, stage_cell, write_notebook
+from PIL import Image
 
 from d3s2.core.errors import D3S2Error
+from d3s2.data.scenes import scenes_classes
 from d3s2.runs import config, runner
 from d3s2.runs.notebooks import publish, read_chapter, read_chapters
 from d3s2.runs.runner import Plan
@@ -281,6 +286,32 @@ def test_published_notebook_keeps_outputs_and_no_trace_of_the_run(
         sequence.run_dir, sequence.notebooks
     )  # in place: outputs are no reason to run again
     assert sequence.run(seed=7) == []
+
+
+def test_class_colours_are_exact_in_a_published_notebook_that_is_too_large(tmp_path: Path) -> None:
+    colors = np.array([info.color for info in scenes_classes()], np.uint8)
+    drawn = np.random.default_rng(0).integers(0, 256, (700, 600, 3), dtype=np.uint8)
+    drawn[:40] = colors[:, None].repeat(2, 0).repeat(600, 1)
+    drawn[:40][drawn[:40, :, 0] == colors[13, 0]] = 0
+    drawn[50, 50] = colors[13]  # of one class a single pixel
+    stream = io.BytesIO()
+    Image.fromarray(drawn).save(stream, "PNG")
+    output = nbformat.v4.new_output(
+        "display_data", {"image/png": base64.b64encode(stream.getvalue()).decode()}
+    )
+    cell = nbformat.v4.new_code_cell("1", outputs=[output], execution_count=1)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "00_a.ipynb")
+    publish(tmp_path / "00_a.ipynb", tmp_path / "out.ipynb")
+    assert (tmp_path / "out.ipynb").stat().st_size < 600_000
+    published = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0].data
+    picture = Image.open(io.BytesIO(base64.b64decode(published["image/png"]))).convert("RGB")
+    exact = np.isin(_packed(drawn), _packed(colors))
+    assert len(np.unique(_packed(drawn)[exact])) == 20
+    assert np.array_equal(np.asarray(picture)[exact], drawn[exact])
+
+
+def _packed(pixels: np.ndarray) -> np.ndarray:
+    return pixels.astype(np.int64) @ [65536, 256, 1]
 
 
 def test_a_notebook_without_parameters_cell_is_named(sequence: Sequence) -> None:
