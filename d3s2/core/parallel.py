@@ -8,22 +8,32 @@ but the time it takes. A task that was lost with its worker is given to another 
 Dask moves functions, items and results between its processes by pickle, without asking for a
 password: a scheduler must listen on a trusted network only. "local" listens on loopback; nothing is
 pickled without a scheduler.
+
+Networks do not travel: of each tensor that lies in a .safetensors file, bit by bit, only the place
+is sent, and a worker reads it there, once a process. So workers must see these files at the same
+paths, as they must the data. Whatever lies in no such file travels whole.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import io
 import os
+import pickle
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from tqdm import tqdm
 
 from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
+from d3s2.core.files import sha256
 
 SCHEDULER = "D3S2_SCHEDULER"
 """Environment variable, how a run tells its notebooks: empty = in this process, "local", or a
@@ -88,11 +98,11 @@ def _on_dask(
 
     client = _client(where)
     call = functools.partial(_task, function, _threads(), _version(function))
-    # As tasks, the shared values can be made again when the workers that held them are gone;
+    # As a task, the shared values can be made again when the workers that held them are gone;
     # scattered ones could not.
     warnings.filterwarnings("ignore", "Sending large graph")
-    constants = [client.submit(_same, value, pure=False) for value in shared]
-    futures = [client.submit(call, item, *constants, pure=False) for item in items]
+    constants = client.submit(_same, packed(shared), pure=False)
+    futures = [client.submit(call, item, constants, pure=False) for item in items]
     places = {future.key: position for position, future in enumerate(futures)}
     try:
         for future in as_completed(futures, loop=client.loop):
@@ -103,7 +113,7 @@ def _on_dask(
             "likely for want of memory: give them more, then run the same again."
         ) from error
     finally:
-        client.cancel([*futures, *constants])
+        client.cancel([*futures, constants])
 
 
 @functools.cache
@@ -132,7 +142,9 @@ def _client(where: str) -> Any:
     return client
 
 
-def _task(function: Callable[..., Any], threads: int, version: str, item: Any, *shared: Any) -> Any:
+def _task(
+    function: Callable[..., Any], threads: int, version: str, item: Any, shared: bytes
+) -> Any:
     """What a worker does: the same call in the same conditions, or an error that says what
     differs.
     """
@@ -146,7 +158,9 @@ def _task(function: Callable[..., Any], threads: int, version: str, item: Any, *
         import torch
 
         torch.set_num_threads(threads)  # how a sum is split can decide its last digit
-    return function(item, *shared)
+    with _opening:  # one reads for all threads of this process
+        values = _opened(shared)
+    return function(item, *values)
 
 
 @functools.cache
@@ -161,6 +175,129 @@ def _threads() -> int:
 
 def _same(value: Any) -> Any:
     return value
+
+
+# ------------------------------------------------------------------------------------ what is sent
+class _Place(NamedTuple):
+    """Where a tensor lies on disk, and what was made of it."""
+
+    file: str
+    checksum: str
+    key: str
+    dtype: str
+    device: str
+    is_parameter: bool
+    requires_grad: bool
+
+
+_opening = threading.Lock()
+_read: WeakValueDictionary[_Place, Any] = WeakValueDictionary()
+"""The tensors read in this process, as long as anybody uses them."""
+
+
+def packed(value: Any) -> bytes:
+    """Pickle a value, with places instead of the tensors that networks got from files."""
+    stream = io.BytesIO()
+    _pickler(stream).dump(value)
+    return stream.getvalue()
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(content: bytes) -> Any:
+    """The reverse of `packed`, once a process. Raises D3S2Error where a file is not the same."""
+    return _Unpickler(io.BytesIO(content)).load()
+
+
+def _pickler(stream: io.BytesIO) -> Any:
+    from cloudpickle import Pickler
+
+    places: dict[int, _Place] = {}  # by the tensor's identity
+
+    class PlacingPickler(Pickler):
+        """A network comes before its tensors, and says where they lie."""
+
+        def persistent_id(self, value: Any) -> _Place | None:
+            torch = sys.modules.get("torch")
+            if torch is None:
+                return None
+            if isinstance(value, torch.nn.Module):
+                places.update(_places(value))
+            return places.get(id(value)) if isinstance(value, torch.Tensor) else None
+
+    return PlacingPickler(stream)
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, place: _Place) -> Any:
+        if place not in _read:
+            tensor = _load(place)
+            _read[place] = tensor
+            return tensor
+        return _read[place]
+
+
+def _places(network: Any) -> dict[int, _Place]:
+    """Where the tensors lie of a network that diffusers or transformers loaded from a folder."""
+    from safetensors import safe_open
+
+    folder = getattr(getattr(network, "config", None), "_name_or_path", "")
+    found: dict[int, _Place] = {}
+    if not folder or not Path(folder).is_dir():
+        return found
+    for path in sorted(Path(folder).absolute().glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+            for name, tensor in network.state_dict(keep_vars=True).items():
+                key = name if name in keys else name.partition(".")[2]
+                if key in keys and _is_same(tensor, file.get_tensor(key)):
+                    found[id(tensor)] = _place(path, key, tensor)
+    return found
+
+
+def _place(path: Path, key: str, tensor: Any) -> _Place:
+    import torch
+
+    return _Place(
+        file=str(path),
+        checksum=_checksum(str(path), path.stat().st_mtime_ns),
+        key=key,
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        device=str(tensor.device),
+        is_parameter=isinstance(tensor, torch.nn.Parameter),
+        requires_grad=tensor.requires_grad,
+    )
+
+
+def _is_same(tensor: Any, stored: Any) -> bool:
+    """Whether a tensor is what the stored one becomes in its precision, on its device."""
+    import torch
+
+    if tensor.shape != stored.shape or not tensor.is_contiguous():
+        return False
+    return torch.equal(tensor.detach(), stored.to(tensor.device, tensor.dtype))
+
+
+def _load(place: _Place) -> Any:
+    import torch
+    from safetensors import safe_open
+
+    path = Path(place.file)
+    if not path.is_file() or _checksum(place.file, path.stat().st_mtime_ns) != place.checksum:
+        raise D3S2Error(
+            f"{place.file} is missing on a worker, or another file than here: let the workers see "
+            "the same files at the same paths."
+        )
+    with safe_open(path, framework="pt") as file:
+        tensor = file.get_tensor(place.key).to(place.device, getattr(torch, place.dtype))
+    if place.is_parameter:
+        return torch.nn.Parameter(tensor, requires_grad=place.requires_grad)
+    return tensor.requires_grad_(place.requires_grad)
+
+
+@functools.cache
+def _checksum(file: str, changed: int) -> str:
+    """SHA-256 of a file, once a process as long as it is not `changed`."""
+    return sha256(Path(file))
 
 
 def chunks(items: int, size: int) -> list[range]:

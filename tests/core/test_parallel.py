@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import ast
 import os
+import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +23,16 @@ import pytest
 import torch
 from cluster_work import power, refuse, slow_then_write
 from small_scenes import small_scenes
+from tiny_diffusion import save_tiny
 
 from d3s2.core import machine, parallel
 from d3s2.core.errors import D3S2Error
 from d3s2.data.opening import open_dataset
+from d3s2.models.generator import LayoutGenerator
+from d3s2.models.load import load_generator, load_proxy
+from d3s2.models.proxy import ProxySegmenter
+from d3s2.models.stable_diffusion import DiffusionOptions, load_stable_diffusion
+from d3s2.runs.config import PROFILES, Settings
 from d3s2.statistics.features import feature_statistics
 from d3s2.statistics.pixels import count_pixels
 
@@ -154,7 +162,75 @@ def test_nobody_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_workers_with_other_sources_are_refused() -> None:
     with pytest.raises(D3S2Error, match="other sources"):
-        parallel._task(count_pixels, 0, "another version", None)
+        parallel._task(count_pixels, 0, "another version", None, b"")
+
+
+# ------------------------------------------------------------------------------------ what is sent
+def networks() -> tuple[LayoutGenerator, ProxySegmenter]:
+    weights = Settings(**PROFILES["smoke"], profile="smoke").weights_folder
+    return load_generator(weights / "generator"), load_proxy(weights / "proxy")
+
+
+def outputs(generator: LayoutGenerator, proxy: ProxySegmenter) -> torch.Tensor:
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return torch.cat([generator.unet(x, torch.tensor(500), None, None), proxy(x).logits], 1)
+
+
+def test_networks_are_sent_as_the_places_of_their_files() -> None:
+    made = networks()
+    small = len(parallel.packed(made))
+    assert len(pickle.dumps(made)) > 10_000_000 and small < 400_000
+    parallel._opened.cache_clear()
+    again = parallel._opened(parallel.packed(made))
+    assert torch.equal(outputs(*again), outputs(*made))
+    assert not any(p.requires_grad for p in again[0].unet.parameters())
+    assert parallel._opened(parallel.packed(made)) is again  # read once a process
+    first = next(again[1].parameters())
+    other = parallel._opened(parallel.packed((made[1], "another block")))
+    assert next(other[0].parameters()) is first  # and not again for the next block
+
+
+def test_stable_diffusion_is_sent_as_the_places_of_its_files(tmp_path: Path) -> None:
+    names, colors = ("sky", "road"), np.array([[6, 230, 230], [140, 140, 140]], np.uint8)
+    options = DiffusionOptions(*save_tiny(tmp_path), precision="float32")
+    model = load_stable_diffusion(options, names, colors)
+    parts = [model.unet.unet, model.unet.controlnet, model.vae, model.unet.prompts.encoder]
+    places = {key: place for part in parts for key, place in parallel._places(part).items()}
+    tensors = [tensor for part in parts for tensor in part.parameters()]
+    assert {id(tensor) for tensor in tensors} <= set(places)  # not one of them travels
+    again = parallel._opened(parallel.packed(model))
+    z, layout = torch.randn(1, 4, 8, 8), torch.ones(1, 16, 16, dtype=torch.long)
+    classes = torch.tensor([[0.0, 1.0]])
+    for first, second in (
+        (
+            model.unet(z, torch.tensor(9), layout, classes),
+            again.unet(z, torch.tensor(9), layout, classes),
+        ),
+        (model.decode(z), again.decode(z)),
+    ):
+        assert torch.equal(first, second)
+
+
+def test_what_lies_in_no_file_travels_whole() -> None:
+    generator, proxy = networks()
+    with torch.no_grad():
+        proxy.head.bias += 1  # trained further, say
+    again = parallel._opened(parallel.packed((generator, proxy)))
+    assert torch.equal(again[1].head.bias, proxy.head.bias)
+    assert torch.equal(outputs(*again), outputs(generator, proxy))
+
+
+def test_a_worker_with_other_weights_is_refused(tmp_path: Path) -> None:
+    folder = Settings(**PROFILES["smoke"], profile="smoke").weights_folder / "proxy"
+    shutil.copytree(folder, tmp_path / "proxy")
+    sent = parallel.packed(load_proxy(tmp_path / "proxy"))
+    weights = next((tmp_path / "proxy").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(D3S2Error, match="another file than here"):
+        parallel._opened(sent)
+    weights.unlink()
+    with pytest.raises(D3S2Error, match="missing on a worker"):
+        parallel._opened(sent)
 
 
 # --------------------------------------------------------------------------- the project's own work
@@ -172,8 +248,6 @@ def work(scenes: Path, folder: Path) -> dict[str, bytes]:
     from d3s2.guidance.losses import FeatureTargets
     from d3s2.guidance.painting import Painter, Recipe, synthesise
     from d3s2.guidance.sampler import Guidance
-    from d3s2.models.load import load_generator, load_proxy
-    from d3s2.runs.config import PROFILES, Settings
 
     weights = Settings(**PROFILES["smoke"], profile="smoke").weights_folder
     train = open_dataset("folder", scenes, "train")
