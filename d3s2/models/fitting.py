@@ -2,11 +2,14 @@
 
 AdamW, one cycle of the learning rate, gradients clipped at norm 1, an exponential moving average of
 the weights (all our choice). Batch number k follows from (seed, k) alone, and a training that finds
-its checkpoint goes on from there: a break changes no byte of the result.
+its checkpoint goes on from there: a break changes no byte of the result. A checkpoint says what it
+was made from; another training's is set aside.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d3s2.core.files import atomic_path, write_csv
+from d3s2.core.files import atomic_path, digest, write_csv
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.tensors import class_sets, scaled
 
@@ -99,10 +102,15 @@ class MovingAverage:
 class Fit:
     """A training between two iterations: model, optimizer, schedule, average, and the log's rows
     (iteration, loss, seconds). `state` and `load` are what a checkpoint keeps of it.
+
+    made_from: a digest of all that decides its bytes: data, schedule, and the weights it begins
+    with, which follow from the network, the seed and what it starts from.
     """
 
-    def __init__(self, model: nn.Module, recipe: Schedule) -> None:
+    def __init__(self, model: nn.Module, recipe: Schedule, data: str = "") -> None:
         self.model = model
+        deciding = [recipe.iterations, recipe.batch_size, recipe.learning_rate, recipe.seed]
+        self.made_from = digest([deciding, data, _fingerprint(model)])
         rate = recipe.learning_rate
         self.optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=WEIGHT_DECAY)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -136,6 +144,7 @@ class Fit:
             "step": self.step,
             "rows": self.rows,
             "seconds": self.seconds,
+            "made_from": self.made_from,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -161,19 +170,24 @@ def fit(
     recipe: Schedule,
     folder: Path,
     report: Callable[[str], None],
+    data: str = "",
 ) -> None:
     """Train the model in place, and give it the averaged weights in the end.
 
     loss_of: the loss of a batch, all of whose random numbers come from the generator that it is
     given. folder: of the checkpoint, from which a training goes on, and of the log. report: called
-    with a line now and then.
+    with a line now and then. data: the fingerprint of what the model is trained on. A checkpoint of
+    other data, another schedule or another network is set aside.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = Fit(model, recipe)
+    run = Fit(model, recipe, data)
     if (folder / CHECKPOINT).exists():
-        kept = torch.load(folder / CHECKPOINT, weights_only=True, map_location=recipe.device)
-        run.load(kept)
-        report(f"going on at iteration {run.step}")
+        kept = _read(folder / CHECKPOINT, recipe.device)
+        if kept.get("made_from") == run.made_from:
+            run.load(kept)
+            report(f"going on at iteration {run.step}")
+        else:
+            report(_set_aside(folder / CHECKPOINT, str(kept.get("made_from", "unknown"))))
     begun = time.perf_counter() - run.seconds
     losses: list[float] = []
     while run.step < recipe.iterations:
@@ -191,6 +205,34 @@ def fit(
         if is_last or run.step % recipe.save_every == 0:
             run.save(folder)
     model.load_state_dict(run.average.weights)
+
+
+def _read(path: Path, device: str) -> dict[str, Any]:
+    """A checkpoint; empty when the file is damaged."""
+    try:
+        kept = torch.load(path, weights_only=True, map_location=device)
+    except Exception:  # noqa: BLE001 - whatever is wrong with the file, there is nothing to go on from
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _set_aside(path: Path, made_from: str) -> str:
+    """Rename a checkpoint that is not this training's, and say so."""
+    other = path.with_stem(f"{path.stem}-{made_from[:8]}")
+    os.replace(path, other)
+    return (
+        f"{path.name} is of other data, another schedule or another network, or damaged: it was "
+        f"set aside as {other.name}, and the training begins anew"
+    )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of a model's weights."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def batch_generator(seed: int, number: int) -> torch.Generator:

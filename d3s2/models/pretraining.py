@@ -9,8 +9,8 @@ for its own:
     python -m d3s2.models.pretraining generator --data <data folder> \\
         --out d3s2/weights/scenes/generator --iterations 9000
 
-Both go through the loop of `fitting`: a training that is started again goes on from its checkpoint,
-and images with rare classes are drawn more often.
+Both go through the loop of `fitting`: a training that is started again goes on from its checkpoint
+(that of another training is set aside), and images with rare classes are drawn more often.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def train_proxy(
     if pretrained is not None:
         warm_start(model, load_proxy(pretrained).state_dict())
     _check_size(pixels, 2 ** (len(model.config.channels) - 1))
-    fit(model, functools.partial(_proxy_loss, model, pixels, recipe), recipe, out, report)
+    loss = functools.partial(_proxy_loss, model, pixels, recipe)
+    fit(model, loss, recipe, out, report, dataset.fingerprint())
     save_half(model.eval(), out)
     return model
 
@@ -145,7 +146,8 @@ def train_generator(
         warm_start(model, load_generator(pretrained).unet.state_dict())
     _check_size(pixels, model.config.patch * 2 ** (len(model.config.channels) - 1))
     generator = LayoutGenerator(model.train(), noise_schedule())
-    fit(model, functools.partial(_denoising_loss, generator, pixels, recipe), recipe, out, report)
+    loss = functools.partial(_denoising_loss, generator, pixels, recipe)
+    fit(model, loss, recipe, out, report, dataset.fingerprint())
     model.eval()
     generator.save(out)
     return generator
