@@ -137,9 +137,14 @@ def _dotted(node: ast.expr, names: dict[str, str]) -> str:
     return names.get(node.id, node.id) if isinstance(node, ast.Name) else ""
 
 
+KNOWN = {"d3s2/core/parallel.py": ["imports pickle", "imports cloudpickle"]}
+"""What Dask pickles in any case, between the processes of one cluster (docs/threats.md)."""
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_sources_are_safe(path: Path) -> None:
-    assert unsafe(source_of(path)) == []
+    found = [what.partition(": ")[2] for what in unsafe(source_of(path))]
+    assert found == KNOWN.get(path.relative_to(ROOT).as_posix(), [])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from d3s2.models.proxy import ProxySegmenter
 GENERATOR_NOTE = "stable_diffusion.json"
 PROXY_NOTE = "mmseg_proxy.json"
 """Names of the notes, by which `load_generator` and `load_proxy` know them."""
-_WHOLE = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, "use_safetensors": True}
+_WHOLE = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
 """How diffusers' `from_pretrained` reads our half-precision files: safetensors only, to fp32."""
 
 
@@ -42,7 +42,7 @@ def load_generator(folder: Path, device: str = "cpu") -> LayoutGenerator:
             f"No generator in {folder}: expected unet/config.json there. Train one with `python -m "
             "d3s2.models.pretraining`."
         )
-    unet = LayoutUNet.from_pretrained(folder / "unet", **_WHOLE)
+    unet = LayoutUNet.from_pretrained(folder / "unet", use_safetensors=True, **_WHOLE)
     unet.requires_grad_(False).eval().to(device)
     return LayoutGenerator(unet, DDIMScheduler.from_pretrained(folder / "scheduler"))
 
@@ -61,7 +61,7 @@ def load_proxy(folder: Path, device: str = "cpu") -> ProxySegmenter:
             f"No proxy in {folder}: expected config.json there. Train one with `python -m "
             "d3s2.models.pretraining`."
         )
-    proxy = ProxySegmenter.from_pretrained(folder, **_WHOLE)
+    proxy = ProxySegmenter.from_pretrained(folder, use_safetensors=True, **_WHOLE)
     return proxy.requires_grad_(False).eval().to(device)
 
 
