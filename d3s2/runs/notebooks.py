@@ -8,6 +8,7 @@ import ast
 import base64
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ def publish(executed: Path, target: Path) -> None:
         )
     for count, cell in enumerate(_code(notebook), 1):
         cell.execution_count = count
+        cell.outputs = _joined(cell.outputs)
         for output in cell.outputs:
             output.pop("id", None)
             if output.output_type == "execute_result":
@@ -138,6 +140,19 @@ def publish(executed: Path, target: Path) -> None:
     nbformat.validate(notebook)
     with atomic_path(target) as temporary:
         nbformat.write(notebook, temporary)
+
+
+def _joined(outputs: Sequence[Any]) -> list[Any]:
+    """The outputs, with what a cell printed in one piece: how it was cut depended on the clock."""
+    found: list[Any] = []
+    for output in outputs:
+        before = found[-1] if found else None
+        printed = output.output_type == "stream" and before is not None
+        if printed and before.output_type == "stream" and before.name == output.name:
+            before.text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def _shrink_pictures(notebook: nbformat.NotebookNode) -> None:

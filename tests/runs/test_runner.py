@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -336,3 +337,19 @@ def _wait_until(condition: object, seconds: float = 240) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.05)
+
+
+def test_what_a_cell_printed_is_published_in_one_piece(tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell("print('a'); print('b')", execution_count=3)
+    say = partial(nbformat.v4.new_output, "stream")
+    cell.outputs = [
+        say(name="stdout", text="a\n"),
+        say(name="stdout", text="b\n"),
+        say(name="stderr", text="c\n"),
+        nbformat.v4.new_output("display_data", data={"text/plain": "d"}),
+        say(name="stdout", text="e\n"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "00_a.ipynb")
+    publish(tmp_path / "00_a.ipynb", tmp_path / "out.ipynb")
+    outputs = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs
+    assert [output.get("text") for output in outputs] == ["a\nb\n", "c\n", None, "e\n"]
