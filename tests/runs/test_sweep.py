@@ -260,10 +260,9 @@ def test_a_bad_grid_is_a_sentence(grid: list[str], message: str) -> None:
 
 def test_bad_parameters_are_found_before_anything_runs(tmp_path: Path) -> None:
     made = Sweep(tmp_path)
-    done = made.run("-p", "budget=0.5")  # no notebook here takes it
-    assert (
-        done.returncode == 2 and "no parameter 'budget'" in done.stderr and not made.folder.exists()
-    )
+    done = made.run("-p", "bugdet=0.5")
+    assert done.returncode == 2 and "no parameter 'bugdet'" in done.stderr
+    assert not made.folder.exists()
 
 
 def test_what_is_shown_is_escaped(tmp_path: Path) -> None:
