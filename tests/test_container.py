@@ -219,7 +219,7 @@ def size(tag: str) -> int:
 
 
 def test_after_an_edit_only_the_last_steps_are_repeated(image: Image) -> None:
-    source = image.context / "d3s2" / "errors.py"
+    source = image.context / "d3s2" / "core" / "errors.py"
     source.write_text(source.read_text() + "\n# edited\n")
     seconds = image.build(IMAGE)
     assert (
@@ -229,7 +229,8 @@ def test_after_an_edit_only_the_last_steps_are_repeated(image: Image) -> None:
     assert "Downloading" not in image.log and "Building wheel for onedl" not in image.log
     assert seconds < 60, f"{seconds:.0f} s"  # 5 s on a quiet machine
     assert (
-        "# edited" in image.run("tail", "-n", "1", "/opt/d3s2/d3s2/errors.py", entry=False).stdout
+        "# edited"
+        in image.run("tail", "-n", "1", "/opt/d3s2/d3s2/core/errors.py", entry=False).stdout
     )
 
 
