@@ -25,17 +25,15 @@ from smoke_run import SmokeRun
 ROOT = Path(__file__).resolve().parent.parent
 BASE, IMAGE = "localhost/d3s2-tests-base", "localhost/d3s2-tests"
 UID = 1000
-UNIT_TESTS = tuple(
-    f"test_{name}"
-    for name in (
-        "artifacts",
-        "config",
-        "environment",
-        "guidance",
-        "losses",
-        "mmcv_ops",
-        "selection",
-    )
+UNIT_TESTS = (
+    "core/test_files",
+    "core/test_machine",
+    "guidance/test_losses",
+    "guidance/test_sampler",
+    "models/test_mmcv_ops",
+    "runs/test_config",
+    "runs/test_stages",
+    "test_selection",
 )
 """What depends most on the machine; the others test the same sources again."""
 
