@@ -1,5 +1,4 @@
-"""What a run leaves on disk: atomic files, and stages with a manifest that says what they were made
-from.
+"""What a run leaves on disk: stages, each with a manifest that says what it was made from.
 
 A *stage* is one folder of the run folder (`statistics`, `selection`, ...). Its key is a digest of
 everything that decides its bytes: parameters, keys of the stages it reads, source of the modules
@@ -11,8 +10,8 @@ files have their bytes, and there are no others (but logs, and hidden files such
 
 The usual cell:
 
-    stage = Stage(settings.run_dir, "selection", parameters, inputs=[statistics],
-    modules=["selection"]) if not stage.is_current():
+    stage = run.stage("selection", parameters, inputs=[statistics], modules=["d3s2.selection"])
+    if not stage.is_current():
         folder = stage.begin()      # items of an interrupted run with the same key are still there
         ...                         # write what is missing, each file through `atomic_path`
         stage.finish()
