@@ -150,9 +150,13 @@ def _weighted_moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor
     # Features stand at the left: with the pixels first, a batch of one got a wrong gradient through
     # the proxy at noisy images (PyTorch 2.13 on a CPU; a test watches it).
     flat = features.flatten(2)
-    mean = (flat @ weights).transpose(1, 2)
+    # Squares are taken about the image's own mean: far from zero, E[x^2] - E[x]^2 cancels.
+    center = flat.detach().mean(2, keepdim=True)
+    flat = flat - center
+    offset = (flat @ weights).transpose(1, 2)
     mean_square = (flat.square() @ weights).transpose(1, 2)
-    return mean, (mean_square - mean.square()).clamp(min=0)
+    mean = offset + weights.sum(1)[..., None] * center.transpose(1, 2)
+    return mean, (mean_square - offset.square()).clamp(min=0)
 
 
 def _precise(values: Tensor) -> Tensor:

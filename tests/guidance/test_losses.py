@@ -453,3 +453,16 @@ def test_every_option_reaches_the_loss_that_it_is_for(options, balance, more, re
     default = guidance_losses(proxy, labels, targets)(torch.zeros(3, 3, H, W))
     assert torch.equal(found["segmentation"], default["segmentation"]) is not balance
     assert torch.allclose(found["feature"], default["feature"]) is not bool(more or remembers)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
+def test_moments_of_features_far_from_zero_are_those_of_double_precision(offset):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 6, 8, generator=generator) * 0.1 + offset
+    masks = soft_masks(torch.randint(0, 3, (2, 12, 16), generator=generator), 4, (6, 8))
+    _, mean, variance = class_moments(features, masks)
+    _, exact_mean, exact_variance = class_moments(features.double(), masks.double())
+    # what remains is the spacing of float32 at the features themselves
+    assert torch.allclose(mean.double(), exact_mean, rtol=3e-7, atol=3e-7)
+    assert torch.allclose(variance.double(), exact_variance, rtol=2e-4 + offset * 1e-6, atol=0)
+    assert not mean[:, 3].any() and not variance[:, 3].any()  # a class without area
