@@ -90,6 +90,9 @@ class PixelCounts:
 
 def count_pixels(dataset: SegmentationDataset, progress: bool = True) -> PixelCounts:
     """Count every mask's pixels per class, in one pass. The bar is drawn on a terminal only."""
+    if not len(dataset):
+        none = sparse.csr_array((0, dataset.num_classes), dtype=np.int64)
+        return PixelCounts(none, np.zeros(0, np.int64), ())
     parts = parallel.ordered(_count, chunks(len(dataset), 64), dataset)
     return PixelCounts.concatenate(
         list(with_bar(parts, len(dataset) // 64, "counting pixels", progress))
