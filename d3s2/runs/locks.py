@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -153,10 +153,10 @@ def _take(path: Path, seconds: float = 0.0, shared: bool = False) -> TextIO | No
 
 
 def _say(file: TextIO, words: str) -> None:
-    """Write who holds a lock into its file."""
-    file.truncate(0)
-    file.write(words)
-    file.flush()
+    """Write who holds a lock into its file; on a full disk nobody is told."""
+    with suppress(OSError):
+        os.ftruncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), words.encode(), 0)
 
 
 def _words(path: Path) -> list[str]:

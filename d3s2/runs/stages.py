@@ -31,6 +31,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import (
     digest,
     explain,
+    explained,
     read_json,
     remove,
     remove_abandoned,
@@ -181,12 +182,12 @@ class Stage:
 
     def _note(self) -> None:
         if log := os.environ.get(STAGE_LOG):
-            with open(log, "a", encoding="utf-8") as file:
-                entry = {
-                    "run_dir": str(self.run_dir.absolute()),
-                    "name": self.name,
-                    "key": self.key,
-                }
+            entry = {
+                "run_dir": str(self.run_dir.absolute()),
+                "name": self.name,
+                "key": self.key,
+            }
+            with explained(Path(log)), open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
 
