@@ -177,6 +177,13 @@ class SegmentationDataset:
             labels = np.array(mask)
         return labels
 
+    def has_labels(self) -> bool:
+        """Whether any pixel of any mask has a class; masks are read up to the first such one.
+
+        Raises D3S2Error for every mask that `read_labels` refuses.
+        """
+        return any((self.read_labels(index) != IGNORE).any() for index in range(len(self)))
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> SegmentationDataset:
         """The images at these positions, in the order given. Raises D3S2Error for a position
         outside the dataset.

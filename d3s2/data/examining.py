@@ -93,7 +93,7 @@ def examine(
     bar = BAR | ({} if sys.stderr.isatty() else IN_A_LOG)
     for index in tqdm(places, desc=f"reading {split}", disable=not progress, **bar):
         _look_into(found, dataset, int(index))
-    if found.read == len(dataset) and not found.faults and not found.pixels.any():
+    if found.read == len(dataset) and not found.faults and not dataset.has_labels():
         found.note(
             D3S2Error(
                 f"no mask of {dataset.name}/{split} has a pixel of a class, all {found.read} are "

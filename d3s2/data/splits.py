@@ -25,7 +25,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, read_json, write_json
 from d3s2.core.hashes import remembered_hashes
 from d3s2.data import scenes
-from d3s2.data.dataset import IGNORE, SegmentationDataset
+from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.folder import materialise, open_folder, write_classes
 from d3s2.data.opening import open_dataset
 from d3s2.data.pairing import parse_size
@@ -184,14 +184,12 @@ def _remembering(dataset: SegmentationDataset) -> SegmentationDataset:
 
 
 def _require_labels(dataset: SegmentationDataset) -> None:
-    """Raise D3S2Error when no mask has a pixel of a class; mostly the first one has."""
-    for index in range(len(dataset)):
-        if (dataset.read_labels(index) != IGNORE).any():
-            return
-    raise D3S2Error(
-        f"no mask of {dataset.name}/{dataset.split} has a pixel of a class, all {len(dataset)} are "
-        "ignored throughout: check the ids of its masks."
-    )
+    """Raise D3S2Error when no mask has a pixel of a class."""
+    if not dataset.has_labels():
+        raise D3S2Error(
+            f"no mask of {dataset.name}/{dataset.split} has a pixel of a class, all {len(dataset)} "
+            "are ignored throughout: check the ids of its masks."
+        )
 
 
 def _refuse_foreign_files(folder: Path, names: Mapping[str, Sequence[str]]) -> None:
