@@ -140,7 +140,8 @@ def test_a_result_is_read_with_its_cost_and_its_unknown_classes(tmp_path):
         read_result(tmp_path)
     write_finished(tmp_path, "k")
     found = read_result(tmp_path)
-    assert found.curve == ((10, 2.5),) and math.isnan(found.per_class_iou[1])
+    assert found.curve == ((10, 2.5),)
+    assert found.per_class_iou[0] == 40.0 and math.isnan(found.per_class_iou[1])
     assert math.isnan(found.seconds)
     write_json(tmp_path / "logs" / "cost.json", {"seconds": 3.0, "peak_memory_mb": 5})
     assert read_result(tmp_path).seconds == 3.0

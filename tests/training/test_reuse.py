@@ -175,6 +175,17 @@ def test_left_copies_of_ended_processes_are_removed(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
 
 
+def test_each_job_has_a_key_and_what_was_found_needs_no_logs(tmp_path):
+    write_finished_training(tmp_path / "old" / "deep" / "a", "k")
+    shutil.rmtree(tmp_path / "old" / "deep" / "a" / "logs")
+    job = make_job(tmp_path, tmp_path / "new" / "a")
+    for keys in ([], ["k", "k"]):
+        with pytest.raises(ValueError, match="zip"):
+            still_to_train([job], keys, tmp_path / "old")
+    assert still_to_train([job], ["k"], tmp_path / "old") == []
+    assert finished_key(tmp_path / "new" / "a") == "k"
+
+
 def test_train_all_reads_what_is_finished_and_believes_hashes_only(tmp_path, monkeypatch):
     """Trainings are made by a stand-in that writes files at once."""
     monkeypatch.setattr(side_by_side, "job_key", lambda job: f"key of {job.seed}")
