@@ -274,9 +274,10 @@ def test_only_the_layers_chosen_are_compared():
     features, targets = layers(21), targets_of(layers(22), labels)
     first, second = (feature_matching(features, labels, targets, layers=[k]) for k in range(2))
     torch.testing.assert_close(feature_matching(features, labels, targets), (first + second) / 2)
-    for wrong in ([], [2]):
-        with pytest.raises(D3S2Error, match="choose some of 0 to 1"):
+    for wrong in ([], [2], [0, -1]):
+        with pytest.raises(D3S2Error) as caught:
             feature_matching(features, labels, targets, layers=wrong)
+        assert str(caught.value) == f"layers are {wrong}: choose some of 0 to 1."
 
 
 def test_areas_computed_once_change_no_bit():
@@ -320,8 +321,12 @@ def test_the_order_of_the_images_does_not_matter():
 
 def test_statistics_of_another_proxy_are_refused():
     _, labels = some(0)
-    with pytest.raises(D3S2Error, match="run notebook 01 again"):
+    with pytest.raises(D3S2Error) as caught:
         feature_matching(layers(0)[:1], labels, targets_of(layers(0), labels))
+    assert str(caught.value) == (
+        "The proxy gives 1 feature layers but the statistics hold 2: run notebook 01 again with "
+        "this proxy."
+    )
 
 
 # --------------------------------------------------------------- what counts, class by class

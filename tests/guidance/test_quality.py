@@ -151,9 +151,51 @@ def test_the_best_try_is_kept_image_by_image_and_the_first_of_equals(score, expe
     assert best(verdicts, score) == expected
 
 
-def test_an_unknown_score_is_refused():
-    with pytest.raises(D3S2Error, match=f"choose {', '.join(SCORES)}"):
+@given(
+    tries=st.lists(
+        st.lists(
+            st.sampled_from([math.nan, -math.inf, -1.0, 0.5, math.inf]), min_size=3, max_size=3
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    score=st.sampled_from(sorted(SCORES)),
+)
+@settings(max_examples=80, deadline=None)
+def test_what_is_not_a_number_never_wins(tries, score):
+    """The choice is that of a tournament in which NaN loses to everything; all NaN is refused."""
+    verdicts = [{score: values} for values in tries]
+    lost = [k for k in range(3) if all(math.isnan(values[k]) for values in tries)]
+    if lost:
+        with pytest.raises(D3S2Error) as caught:
+            best(verdicts, score)
+        assert str(caught.value) == (
+            f"The {score} of image {lost[0]} of the batch is NaN in all {len(tries)} tries, so "
+            "none is the best: look at what the proxy answers."
+        )
+        return
+    expected = []
+    for k in range(3):
+        winner = None
+        for place, values in enumerate(tries):
+            value = SCORES[score] * values[k]
+            if not math.isnan(value) and (
+                winner is None or value > SCORES[score] * tries[winner][k]
+            ):
+                winner = place
+        expected.append(winner)
+    assert best(verdicts, score) == expected
+
+
+def test_an_unknown_score_and_one_that_the_judge_does_not_give_are_refused():
+    with pytest.raises(D3S2Error) as caught:
         best([], "beauty")
+    assert str(caught.value) == f"score is 'beauty': choose {', '.join(SCORES)}."
+    with pytest.raises(D3S2Error) as caught:
+        best([{"red": [1.0], "feature_loss": [1.0]}, {"feature_loss": [1.0]}], "proxy_agreement")
+    assert str(caught.value) == (
+        "score is 'proxy_agreement', but the judge gives red, feature_loss: choose one of them."
+    )
 
 
 # ------------------------------------------------------------- the verdict, from its definitions
@@ -221,7 +263,9 @@ def test_ignored_pixels_count_for_nothing(seed):
     real = ClassMoments(4, [3])
     real.update([drawn(seed + 1, 3)[0]], drawn(seed + 1, 3)[1])
     targets, proxy = FeatureTargets.from_moments(real), Given()
-    assert judge(proxy, targets, images, labels) == judge(proxy, targets, other, labels)
+    verdict = judge(proxy, targets, images, labels)
+    for name, found in judge(proxy, targets, other, labels).items():
+        assert found == pytest.approx(verdict[name], abs=2e-6), name  # the last of six digits
     for one, two in zip(
         class_agreement(proxy(images).logits, labels),
         class_agreement(proxy(other).logits, labels),
