@@ -462,7 +462,7 @@ class _MadeSoFar:
         features = [layer[: len(ids)] for layer in proxy(pad_batch(images)).features]
         if self._moments is None:
             widths = [layer.shape[1] for layer in features]
-            self._moments = ClassMoments(self.job.dataset.num_classes, widths, proxy.layers)
+            self._moments = ClassMoments(self.job.dataset.num_classes, widths)
         self._moments.update(features, labels)
 
     def _read(self, part: str, ids: Sequence[str]) -> np.ndarray:

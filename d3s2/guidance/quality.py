@@ -97,7 +97,7 @@ def class_mean_losses(
         members = class_members(labels, classes).cpu().flatten()
         total.index_add_(0, members, loss)
         pixels.index_add_(0, members, torch.ones_like(loss))
-    return torch.where(pixels > 0, total / pixels.clamp(min=1), torch.inf)[:classes]
+    return torch.where(pixels > 0, total / pixels, torch.inf)[:classes]
 
 
 def kept_class_losses(proxy: ProxySegmenter, dataset: SegmentationDataset, path: Path) -> Tensor:

@@ -26,7 +26,7 @@ from d3s2.data.tensors import class_sets, read_images, read_masks, to_uint8
 from d3s2.guidance.losses import FeatureTargets, LossOptions, guidance_losses, pixel_losses
 from d3s2.guidance.painting import RECORD, Painter, Recipe, generate, image_seed, synthesise
 from d3s2.guidance.quality import SCORES, class_mean_losses, ignore_doubtful, judge
-from d3s2.guidance.sampler import Guidance, finish, initial_noise, sample
+from d3s2.guidance.sampler import Guidance, NoiseStream, finish, initial_noise, sample
 from d3s2.models.generator import LayoutGenerator, LayoutUNet, noise_schedule, save_half
 from d3s2.models.load import load_generator, load_proxy
 from d3s2.models.pretraining import Schedule as Training
@@ -629,7 +629,9 @@ def test_the_training_command_says_what_is_wrong_in_a_sentence(tmp_path, capsys)
 
 # ------------------------------------------------------------- seeds, options and the order on disk
 class Toy(torch.nn.Module):
-    """A network of a few operations, for tests of what is around it: v follows image and layout."""
+    """A network of a few operations, for tests of what is around it: v follows image, layout and
+    class set.
+    """
 
     dtype = torch.float32
 
@@ -641,7 +643,8 @@ class Toy(torch.nn.Module):
 
     def forward(self, x, t, layout, classes):
         picture = 0.0 if layout is None else 0.02 * layout[:, None].clamp(max=20)
-        return 0.5 * x.roll(1, -1) - picture
+        hint = 0.0 if classes is None else (0.01 * classes.cumsum(1)).mean(1)[:, None, None, None]
+        return 0.5 * x.roll(1, -1) - picture - hint
 
 
 @pytest.fixture
@@ -696,19 +699,29 @@ def test_every_mask_try_and_run_starts_from_noise_of_its_own(dataset, quick):
     assert torch.equal(again[0], images[1])
 
 
+def test_images_are_made_where_the_masks_lie(dataset, quick):
+    """The device that only knows shapes: whatever stayed behind could not be computed with."""
+    labels = read_masks(dataset, [0, 1]).to("meta")
+    images = generate(quick, labels, ["a", "b"], QUICK)
+    assert (images.device.type, images.shape) == ("meta", (2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_an_image_can_be_made_again_from_the_seed_in_its_record(
-    dataset, quick, tmp_path, candidates
+    dataset, quick, tmp_path, candidates, eta
 ):
-    recipe = replace(QUICK, candidates=candidates, seed=7)
+    guidance = Guidance(eta=eta, cfg_scale=1.5)
+    recipe = replace(QUICK, candidates=candidates, seed=7, guidance=guidance)
     made = synthesise(quick, dataset, range(4), tmp_path, recipe)
     found = records(tmp_path, made.ids)
     assert len({record["noise_seed"] for record in found}) == 4
     assert candidates == 1 or len({record["candidate"] for record in found}) > 1
-    noise = initial_noise([record["noise_seed"] for record in found], (3, 64, 64))
+    noise = NoiseStream([record["noise_seed"] for record in found], (3, 64, 64))
     layout = read_masks(dataset, [dataset.ids.index(name) for name in made.ids])
-    last = finish(sample(quick.generator, noise, layout, class_sets(layout, 20), recipe.steps))
-    for k, pixels in enumerate(to_uint8(last.image)):
+    classes = class_sets(layout, 20)
+    steps = sample(quick.generator, noise(), layout, classes, 2, guidance, fresh=noise)
+    for k, pixels in enumerate(to_uint8(finish(steps).image)):
         np.testing.assert_array_equal(made.read_image(k), pixels)
 
 

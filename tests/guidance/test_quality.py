@@ -280,10 +280,14 @@ def test_ignored_pixels_count_for_nothing(seed):
 
 @pytest.fixture(scope="module")
 def with_void(tmp_path_factory) -> SegmentationDataset:
-    """Five small images of three classes, with ignored pixels; a fourth class is nowhere."""
+    """Five small images of three classes, with ignored pixels, the first of a single pixel; a
+    fourth class is nowhere.
+    """
     root, rng = tmp_path_factory.mktemp("void"), np.random.default_rng(3)
     write_classes(root / "classes.csv", [ClassInfo(f"c{k}", (k, 0, 0)) for k in range(4)])
     labels = rng.choice(np.array([0, 1, 2, 255], np.uint8), (5, 4, 6), p=[0.1, 0.4, 0.2, 0.3])
+    labels[labels == 0] = 1
+    labels[3, 1, 2] = 0
     images = rng.integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
     for part, arrays in (("images", images), ("labels", labels)):
         (root / "train" / part).mkdir(parents=True)
