@@ -108,6 +108,17 @@ def test_the_filter_is_strict_knows_each_pixels_class_and_spares_classes_never_s
     assert ignore_doubtful(losses, labels, means, 1.25).tolist() == [[[0, 255, 1, 255, 2, 255]]]
 
 
+def test_the_filter_works_where_the_masks_lie():
+    """The classes' losses come from the CPU; the device here only knows shapes."""
+    logits, labels = some(4)
+    losses = pixel_losses(logits, labels)
+    found = ignore_doubtful(losses.to("meta"), labels.to("meta"), torch.ones(C))
+    assert (found.device.type, found.dtype, found.shape) == ("meta", torch.int64, labels.shape)
+    usual = ignore_doubtful(losses, labels, torch.ones(C))
+    assert torch.equal(usual, ignore_doubtful(losses, labels, torch.ones(C), 1.25))
+    assert not torch.equal(usual, ignore_doubtful(losses, labels, torch.ones(C), 2.25))
+
+
 def test_a_perfect_proxy_filters_nothing():
     _, labels = some(1)
     perfect = (
