@@ -268,6 +268,8 @@ def _picture(path: Path, kind: str) -> Image.Image:
                 "as PNG from the original.",
             )
         bits.append(_bits(image, path))
+        if image.format == "TIFF":
+            image.filename = ""  # Pillow 13 maps a plain file that EXIF turns sideways as it lies
         image.load()
 
     image = _opened(path, kind, load)
@@ -320,7 +322,9 @@ def _narrowed(image: Image.Image, path: Path, kind: str, bits: int) -> Image.Ima
         values = np.array(image)
         if (values % 257).any():
             raise refused
-        return _with_info(Image.fromarray((values // 257).astype(np.uint8)), image)
+        narrow = Image.fromarray((values // 257).astype(np.uint8))
+        narrow.info = image.info  # with the EXIF data, if any
+        return narrow
     try:
         with Image.open(path) as lower:
             lower.tile = [_other_half(tile) for tile in lower.tile]
@@ -340,7 +344,7 @@ def _other_half(tile: tuple) -> tuple:
     if not raw[:-1].endswith(";16"):
         raise ValueError(f"no 16 bits a channel: {raw}")
     changed = (raw[:-1] + _OTHER_HALF[raw[-1]], *arguments[1:])
-    return tile._replace(args=changed if isinstance(tile.args, tuple) else changed[0])
+    return tile._replace(args=changed)
 
 
 def _without_alpha(image: Image.Image, path: Path, kind: str) -> Image.Image:
@@ -353,13 +357,7 @@ def _without_alpha(image: Image.Image, path: Path, kind: str) -> Image.Image:
     alpha = image.convert("RGBA").getchannel("A")
     if alpha.getextrema()[0] < 255:
         raise _refused(path, kind, f"{image.mode} with transparency")
-    return _with_info(image.convert(plain or "RGB"), image)
-
-
-def _with_info(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """The picture with the EXIF data, if any, of what it was made from."""
-    picture.info = {key: value for key, value in source.info.items() if key != "transparency"}
-    return picture
+    return image.convert(plain or "RGB")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -409,7 +407,7 @@ def _from_colors(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
     wrong = [index for index, color in enumerate(colors) if color not in code.colors]
     if not wrong:
         table = np.array([code.colors[color] for color in colors], dtype=np.uint8)
-        return table[inverse].reshape(packed.shape)
+        return table[inverse]
     grey = bool(code.colors) and all(red == green == blue for red, green, blue in colors)
     known = grey and all(code.to_train[red] >= 0 for red, _, _ in colors)
     if known and _grey_is_clear(code):

@@ -162,7 +162,7 @@ def _class_row(path: Path, line: int, row: dict[str, str]) -> tuple[int, tuple[i
     values = []
     for column in ("id", "red", "green", "blue"):
         text = (row[column] or "").strip()
-        if not text.isdecimal() or int(text) > 255:
+        if not text.isdecimal() or len(text) > 9 or int(text) > 255:  # int() wants no thousands
             why = " (masks hold 8 bits a pixel: 255 classes at most)" if column == "id" else ""
             raise BadFile(
                 f"line with a wrong {column}",

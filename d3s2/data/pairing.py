@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -42,17 +43,12 @@ def parse_size(text: str) -> tuple[int, int]:
     """(H, W) from "HxW", e.g. "96x128". Raises D3S2Error for anything else, and for sides under 16
     or over 4096.
     """
-    height, _, width = text.lower().partition("x")
-    if not (
-        height.isdecimal()
-        and width.isdecimal()
-        and 16 <= min(int(height), int(width))
-        and max(int(height), int(width)) <= 4096
-    ):
+    found = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text.lower())
+    if found is None or not all(16 <= int(side) <= 4096 for side in found.groups()):
         raise D3S2Error(
             f"image_size is {text!r}: give height x width from 16 to 4096, such as 96x128."
         )
-    return int(height), int(width)
+    return int(found[1]), int(found[2])
 
 
 class Pairs(NamedTuple):
