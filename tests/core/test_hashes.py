@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -172,6 +174,25 @@ def test_a_folder_in_the_place_of_the_memory_is_done_without(
 def test_a_cache_that_cannot_be_written_is_done_without(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file in its place")
     assert remembered_hashes(tmp_path / "cache", files) == hash_files(files)
+
+
+class Terminal(io.StringIO):
+    """What a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_person_at_a_terminal_sees_how_far_it_is(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for delay in (0, 1000):
+        monkeypatch.setattr(hashes, "LONG_AFTER", delay)
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        remembered_hashes(tmp_path / "cache", files)
+        said = sys.stderr.getvalue()
+        assert ("\rreading files:   0%|" in said and " 0/3 " in said) == (delay == 0)
+        assert not said.strip("\r ") or said.endswith("\r")  # wiped out at the end
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_ids_become_train_ids(root: Path) -> None:
     )
     assert labels.dtype == np.uint8 and data.read_image(0).shape == (6, 8, 3)
     assert labels[1, 1] == 0 and labels[5, 5] == 1 and labels[0, 0] == labels[0, 1] == IGNORE
-    assert data.palette.tolist() == [[10, 20, 30], [40, 50, 60]]
+    assert data.palette.tolist() == [[10, 20, 30], [40, 50, 60]] and data.palette.dtype == np.uint8
 
 
 def test_colours_and_indexed_masks_mean_the_same_as_ids(root: Path) -> None:
@@ -82,23 +82,52 @@ def test_size_resizes_image_and_mask(root: Path) -> None:
     data = open_dataset("folder", root, "train", size=(3, 4))
     assert data.read_image(0).shape == (3, 4, 3) and data.read_labels(0).shape == (3, 4)
     assert set(np.unique(data.read_labels(0))) <= {0, 1, IGNORE}
+    larger = open_dataset("folder", root, "train", size=(12, 24))
+    whole = open_dataset("folder", root, "train").read_labels(0)
+    assert np.array_equal(larger.read_labels(0), whole.repeat(2, 0).repeat(3, 1))  # nearest
+    flat = np.zeros((6, 8, 3), np.uint8)
+    flat[:, 4:] = 255
+    save(data.image_paths[0], flat)
+    row = open_dataset("folder", root, "train", size=(6, 2)).read_image(0)[0, :, 0]
+    assert 0 < row[0] < 100 and 155 < row[1] < 255  # bilinear with antialiasing: a little of both
 
 
 def test_the_root_is_the_folder_of_the_ordinary_layout_and_of_no_other(root: Path) -> None:
     data = open_dataset("folder", root, "train")
     assert data.root == root and data.subset([1]).root == root
-    for path in (root / "train" / "a.png", root / "val" / "images" / "a.png"):
-        with pytest.raises(D3S2Error, match="ordinary layout"):
-            _ = replace(data, image_paths=(path,)).root
-    with pytest.raises(D3S2Error, match="ordinary layout"):
-        _ = data.subset([]).root
+    elsewhere = (root / "train" / "a.png", root / "val" / "images" / "a.png")
+    for paths in ((), *[(path,) for path in elsewhere], (elsewhere[0], *data.image_paths)):
+        with pytest.raises(D3S2Error) as caught:
+            _ = replace(data, image_paths=paths).root
+        assert str(caught.value) == (
+            f"{root.name}/train does not lie in a folder of the ordinary layout: write it there "
+            "with `data.folder.materialise`."
+        )
 
 
 def test_subset_keeps_order(root: Path) -> None:
     data = open_dataset("folder", root, "train")
     assert data.subset([1]).ids == ("b",) and data.subset(np.array([1, 0])).ids == ("b", "a")
-    with pytest.raises(D3S2Error, match="index 2 is outside"):
-        data.subset([2])
+    for index in (2, -1):
+        with pytest.raises(D3S2Error) as caught:
+            data.subset([0, index])
+        assert str(caught.value) == (
+            f"index {index} is outside {root.name}/train: it has 2 images."
+        )
+    assert data.subset([0, 0]).label_paths == (data.label_paths[0],) * 2
+
+
+def test_a_data_set_has_labels_when_a_single_pixel_has_one(root: Path) -> None:
+    data = open_dataset("folder", root, "train")
+    for value in (9, 255):
+        for path in data.label_paths:
+            save(path, np.full((6, 8), value, np.uint8))
+        assert not data.has_labels()
+    labels = np.full((6, 8), 255, np.uint8)
+    labels[5, 7] = 3
+    save(data.label_paths[1], labels)
+    assert data.has_labels() and not data.subset([0]).has_labels()
+    assert not data.subset([]).has_labels()
 
 
 def test_fingerprint_sees_content_but_not_place(
@@ -513,8 +542,12 @@ def test_materialise_resumes_and_refuses_a_foreign_folder(
     written.label_paths[1].unlink()
     again = materialise(data, out, progress=False)
     assert again.fingerprint() == before and again.image_paths[0].stat().st_mtime_ns == stamp
-    with pytest.raises(D3S2Error, match="something else"):
+    with pytest.raises(D3S2Error) as caught:
         materialise(data.subset([0]), out, progress=False)
+    assert str(caught.value) == (
+        f"{out / 'train'} also holds 1 images of something else, such as ['b']: choose an empty "
+        "folder."
+    )
     write_classes(out / "other" / "classes.csv", [ClassInfo("cat", (1, 1, 1))])
     with pytest.raises(D3S2Error, match="other classes"):
         materialise(data, out / "other", progress=False)
