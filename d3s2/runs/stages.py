@@ -86,7 +86,7 @@ class Stage:
     ):
         self.run_dir, self.name = Path(run_dir), name
         self.folder = self.run_dir / name
-        self.parameters = json.loads(json.dumps(dict(parameters), allow_nan=False))
+        self.parameters = json.loads(json.dumps(dict(parameters)))
         self._made_of = {
             "schema": 1,
             "name": name,

@@ -79,6 +79,7 @@ def test_the_sources_are_all_that_is_imported_and_no_more(package: Path) -> None
             file = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
             assert source == file.read_text("utf-8")
     assert sources("plots", "other").keys() == {"d3s2.plots", *sources("other")}
+    assert code_version("plots", "other") == code_version("other", "plots")
 
 
 def test_a_package_imports_beside_itself(package: Path) -> None:
@@ -106,9 +107,9 @@ def test_a_source_is_read_as_utf_8(package: Path, ascii_locale: None) -> None:
 def installed(package: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Libraries by the names they are installed under; change a version and it is another one."""
     versions = {"Pillow": "11", "numpy": "2.2.6", "torch": "2.13.0+cpu", "psutil": "7", "tqdm": "4"}
-    versions |= {"dask": "1", "two-a": "1.0", "two-b": "2.0"}
+    versions |= {"dask": "1", "two-a": "1.0", "two-b": "2.0", "d3s2": "0.1", "os-backport": "1"}
     named = {name: [name] for name in ("numpy", "torch", "psutil", "tqdm", "dask")}
-    named |= {"PIL": ["Pillow"], "two": ["two-a", "two-b"]}
+    named |= {"PIL": ["Pillow"], "two": ["two-a", "two-b"], "d3s2": ["d3s2"], "os": ["os-backport"]}
     monkeypatch.setattr(sys.modules["d3s2.core.code_version"], "_distributions", lambda: named)
     monkeypatch.setattr(metadata, "version", versions.__getitem__)
     for name, text in {
@@ -147,5 +148,6 @@ def test_a_new_version_is_another_one_but_not_a_build_for_another_device(
 
 
 def test_what_is_installed_is_known_by_the_names_it_is_imported_by() -> None:
+    sys.modules["d3s2.core.code_version"]._distributions.cache_clear()
     found = library_versions("plots.widgets")
     assert found == {name: metadata.version(name) for name in ("ipywidgets", "numpy", "pillow")}

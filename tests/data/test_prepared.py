@@ -374,6 +374,24 @@ def test_what_a_preparation_writes_is_not_foreign(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
+def test_a_picture_appears_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(source: Path, target: Path) -> None:
+        assert np.array_equal(np.array(Image.open(source)), np.eye(4, dtype=np.uint8))
+        assert Path(source).parent == Path(target).parent == tmp_path
+        raise KeyboardInterrupt
+
+    for before in (None, b""):  # nothing there, or what the loss of power left
+        if before is not None:
+            (tmp_path / "a.png").write_bytes(before)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", stop)
+            folder.complete_png(tmp_path / "a.png", np.eye(4, dtype=np.uint8))
+        left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert left == ({} if before is None else {"a.png": before})
+
+
 def test_complete_png_keeps_writes_and_refuses(tmp_path: Path) -> None:
     path, pixels = tmp_path / "data/train/images/a.png", np.full((4, 4), 7, np.uint8)
     for before in (None, b"", b"\x89PNG\r\n\x1a\n"):
