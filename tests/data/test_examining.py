@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import BadFile
 from d3s2.data.examining import Examination, class_table, examine, lines_to_add
 from d3s2.data.folder import read_classes
@@ -47,7 +48,7 @@ def spoil(root: Path) -> None:
     save(root, "images/h.jpg", np.zeros((4, 4, 3), np.uint8))
     save(root, "labels/h.png", np.full((5, 4), 9, np.uint8))
     with open(root / "classes.csv", "a") as stream:
-        stream.write("300,tree,1,1,1\n1,bush,2,2,2\n")
+        stream.write("300,tree,1,1,1\n1,bush,2,2,2\n20,,3,3,3\n21,,4,4,4\n")
 
 
 def test_every_kind_of_fault_is_counted_and_shown_once(root: Path) -> None:
@@ -63,10 +64,11 @@ def test_every_kind_of_fault_is_counted_and_shown_once(root: Path) -> None:
         ("c.png holds id 5", "(2 files with this)"),
         ("e.png holds colour (10, 20, 31)",),
         ("f.png", "damaged", "(2 files with this)"),
+        ("line 7", "no name", "(2 lines with this)"),
         ("h.png is 4x5", "4x4"),
     ):
         assert sum(all(word in text for word in words) for text in said) == 1, words
-    assert len(said) == 9 and found.read == 6
+    assert len(said) == 10 and found.read == 6
     assert found.unknown == {5: 16, 6: 16, (10, 20, 31): 12}
 
 
@@ -144,3 +146,49 @@ def test_a_kind_tells_faults_apart(root: Path) -> None:
     for kind in ("one", "two", "one"):
         found.note(BadFile(kind, f"a sentence about {kind}"))
     assert [(kind, fault.count) for kind, fault in found.faults.items()] == [("one", 2), ("two", 1)]
+
+
+def test_thousands_of_classes_are_one_fault(root: Path) -> None:
+    numbers = [*range(10, 255), *range(256, 4000)]
+    lines = [f"{number},class {number},1,{number % 256},{number // 256}" for number in numbers]
+    (root / "classes.csv").write_text("\n".join([CLASSES.strip(), *lines]) + "\n")
+    found = examine("folder", root, "train", progress=False)
+    (fault,) = found.faults.values()
+    assert fault.count == 4000 - 256 and "255 classes at most" in str(fault)
+
+
+def test_a_line_without_a_name_is_no_missing_class(root: Path) -> None:
+    """Its id and colour are listed: the line is to be mended, none to be added."""
+    save(root, "labels/a.png", np.full((4, 4), 20, np.uint8))
+    for name in ("", "sky"):
+        (root / "classes.csv").write_text(f"{CLASSES}20,{name},3,3,3\n")
+        found = examine("folder", root, "train", progress=False)
+        (fault,) = found.faults.values()
+        assert "line 5" in str(fault) and lines_to_add([found]) == []
+        with pytest.raises(D3S2Error, match="line 5"):
+            read_classes(root / "classes.csv")
+
+
+@pytest.mark.parametrize(
+    ("there", "needed"),
+    [
+        ("d.tif", "d.png"),
+        ("D.png", "d.png"),
+        ("stra\u00dfe.png", "STRASSE.png"),
+        ("d .png", "d.png"),
+        ("u\u0308.png", "\u00fc.png"),
+    ],
+)
+def test_a_name_that_is_nearly_the_same_is_pointed_at(root: Path, there: str, needed: str) -> None:
+    (root / "train/labels/d.png").rename(root / "train/labels" / there)
+    (root / "train/images/d.png").rename(root / "train/images" / needed)
+    found = examine("folder", root, "train", progress=False)
+    said = next(str(fault) for fault in found.faults.values() if "has no mask" in str(fault))
+    assert f"There is {there!r}" in said
+
+
+def test_a_folder_that_is_missing_says_what_is_there(root: Path) -> None:
+    (root / "train").rename(root / "training")
+    found = examine("folder", root, "train", progress=False)
+    (fault,) = found.faults.values()
+    assert "holds the folders training." in str(fault)

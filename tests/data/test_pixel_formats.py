@@ -114,6 +114,40 @@ LOSSLESS_MASKS = {
 }
 
 
+def indexed(array: np.ndarray) -> Image.Image:
+    """Pixels of a palette whose colours mean nothing."""
+    picture = Image.fromarray(array)
+    picture = picture.convert("L").point(list(range(256)), "P")
+    picture.putpalette([value * 7 % 256 for value in range(768)])
+    return picture
+
+
+def interlaced(path: Path, array: np.ndarray) -> None:
+    """Write uint8 or uint16 [H, W] or [H, W, 3] as a PNG in the seven passes of Adam7."""
+    rows, (height, width) = b"", array.shape[:2]
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
+    for x, y, across, down in (*passes, (0, 1, 1, 2)):
+        part = array[y::down, x::across]
+        rows += b"".join(b"\0" + line.astype(f">u{array.itemsize}").tobytes() for line in part)
+    kind = 0 if array.ndim == 2 else 2
+    head = struct.pack(">IIBBBBB", width, height, 8 * array.itemsize, kind, 0, 0, 1)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + name + body
+        content += struct.pack(">I", zlib.crc32(name + body))
+    path.write_bytes(content)
+
+
+LOSSLESS_MASKS |= {
+    "indexed": lambda path: indexed(IDS).save(path),
+    "indexed, some transparent": lambda path: indexed(IDS).save(path, transparency=bytes(4)),
+    "interlaced": lambda path: interlaced(path, IDS),
+    "interlaced, 16 bits": lambda path: interlaced(path, IDS.astype(np.uint16) * 257),
+    "a TIFF inside": lambda path: Image.fromarray(IDS).save(path, "TIFF"),
+    "a BMP inside": lambda path: Image.fromarray(IDS).save(path, "BMP"),
+}
+
+
 @pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
 @pytest.mark.parametrize("name", LOSSLESS_MASKS)
 def test_masks_that_lose_nothing_are_read(data: SegmentationDataset, name: str) -> None:
@@ -127,6 +161,13 @@ LOSSLESS_IMAGES = {
     "wide-opaque.png": lambda path: png16(path, with_alpha(PHOTO).astype(np.uint16) * 257),
     "little.tif": lambda path: tiff16(path, PHOTO.astype(np.uint16) * 257, "<"),
     "big.tif": lambda path: tiff16(path, PHOTO.astype(np.uint16) * 257, ">"),
+    "interlaced.png": lambda path: interlaced(path, PHOTO),
+    "interlaced-wide.png": lambda path: interlaced(path, PHOTO.astype(np.uint16) * 257),
+    "capital.PNG": lambda path: Image.fromarray(PHOTO).save(path),
+    "Strand, früh 1.png": lambda path: Image.fromarray(PHOTO).save(path),
+    "ink.tif": lambda path: Image.fromarray(PHOTO).convert("CMYK").save(path),
+    "lossless.webp": lambda path: Image.fromarray(PHOTO).save(path, lossless=True),
+    "old.bmp": lambda path: Image.fromarray(PHOTO).save(path),
     "plain.tif": lambda path: Image.fromarray(PHOTO).save(path),
     "packed.tif": lambda path: Image.fromarray(PHOTO).save(path, compression="tiff_lzw"),
 }
@@ -149,6 +190,22 @@ def test_grey_16_bit_photographs_and_indexed_ones(data: SegmentationDataset) -> 
     # Pillow advises what is done here: to convert it
     same = with_image(wide, "a.png", lambda path: indexed.save(path, transparency=bytes([255] * 9)))
     assert np.array_equal(same.read_image(0), np.array(indexed.convert("RGB")))
+
+
+GREY = PHOTO[..., 0]
+GREY_IMAGES = {
+    "grey": (GREY, lambda path: Image.fromarray(GREY).save(path)),
+    "opaque": (GREY, lambda path: Image.fromarray(with_alpha(GREY), "LA").save(path)),
+    "1 bit": (GREY // 128 * 255, lambda path: Image.fromarray(GREY > 127).save(path)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
+@pytest.mark.parametrize("name", GREY_IMAGES)
+def test_grey_photographs_have_three_equal_channels(data: SegmentationDataset, name: str) -> None:
+    expected, save = GREY_IMAGES[name]
+    data = with_image(data, "a.png", save)
+    assert np.array_equal(data.read_image(0), np.stack([expected] * 3, axis=2))
 
 
 # ---------------------------------------------------------------------------------- what is refused
@@ -205,6 +262,41 @@ def test_masks_that_would_lose_are_refused(data: SegmentationDataset, name: str)
     LOSSY_MASKS[name](data.label_paths[0])
     with pytest.raises(D3S2Error, match=r"has pixel format .*: save it as 8-bit ids"):
         data.read_labels(0)
+
+
+@pytest.mark.parametrize(
+    ("format", "more"), [("JPEG", {"quality": 100}), ("GIF", {}), ("WEBP", {"lossless": True})]
+)
+def test_a_mask_that_is_no_png_inside_is_refused(
+    data: SegmentationDataset, format: str, more: dict
+) -> None:
+    """Also where every value happens to be an id: JPEG mixes neighbours, GIF numbers anew."""
+    Image.fromarray(np.full_like(IDS, 3)).save(data.label_paths[0], format, **more)
+    with pytest.raises(D3S2Error, match=f"a.png is a {format} inside, .* save it as PNG"):
+        data.read_labels(0)
+
+
+REASONS = {
+    "0 bytes": lambda path: path.write_bytes(b""),
+    "is a folder": lambda path: (path.unlink(), path.mkdir()),
+    "is gone": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:60]),
+    "cannot identify": lambda path: path.write_text("<html>"),
+    "1-bit black and white": lambda path: Image.fromarray(IDS > 3).save(path),
+    "4-bit greyscale": lambda path: indexed(IDS % 8).convert("L").save(path, bits=4),
+    "32-bit F": lambda path: Image.fromarray(IDS.astype(np.float32)).save(path, "TIFF"),
+    "16-bit I;16, not all values 257 times": lambda path: png16(path, IDS.astype(np.uint16)),
+    "LA with transparency": lambda path: Image.fromarray(with_alpha(IDS, 0), "LA").save(path),
+}
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
+@pytest.mark.parametrize("words", REASONS)
+def test_what_is_refused_says_why(data: SegmentationDataset, words: str) -> None:
+    REASONS[words](data.label_paths[0])
+    with pytest.raises(D3S2Error) as caught:
+        data.read_labels(0)
+    assert words in str(caught.value) and str(data.label_paths[0]) in str(caught.value)
 
 
 def test_equal_channels_are_ids_only_where_no_grey_says_otherwise(
