@@ -9,19 +9,26 @@ from __future__ import annotations
 import warnings
 
 from d3s2.core import machine
+from d3s2.core.errors import D3S2Error
+from d3s2.core.files import read_json
+from d3s2.data.pairing import parse_size
 from d3s2.data.splits import count_splits
 from d3s2.runs.network_choice import require_backbone
 from d3s2.runs.parameters import Settings
 from d3s2.runs.published import require
 from d3s2.selection import budget_size
 
+OURS = 8
+"""Sides must be multiples of this for the small networks trained here (a test compares)."""
+
 
 def refuse_early(settings: Settings) -> None:
-    """Raise D3S2Error for a GPU, models or data that are not there, more images than there are, a
-    budget that is no number of them, and a split of which no mask has a class.
+    """Raise D3S2Error for a GPU, models or data that are not there, a size that the networks do not
+    take, more images than there are, a budget that is no number of them, and a split of which no
+    mask has a class.
     """
     require_backbone(settings)
-    _require_models(settings)
+    _require_size(settings, _require_models(settings))
     if settings.device == "cuda":
         machine.pick_device(settings.device)
         machine.require_gpus(settings.gpus)
@@ -31,11 +38,31 @@ def refuse_early(settings: Settings) -> None:
         budget_size(settings.budget, images)
 
 
-def _require_models(settings: Settings) -> None:
+def _require_models(settings: Settings) -> int:
+    """The number that both sides of an image must be multiples of; 1 where it is not known yet."""
     if settings.generator == "embedded" and not settings.proxy_config:
-        return
+        return OURS
     from d3s2.runs.model_choice import choose_models  # imports PyTorch and diffusers: seconds
 
-    for name, model in choose_models(settings).pretrained.items():
+    pretrained = choose_models(settings).pretrained
+    ours = OURS if len(pretrained) < 2 else 1
+    for name, model in pretrained.items():
         if name == "proxy" or settings.model_files == "local":
             require(model.check())
+    if "generator" not in pretrained or settings.model_files != "local":
+        return ours
+    files = pretrained["generator"].files()
+    configs = [path for path in files if path.name == "config.json"]
+    wanted = [path for path in configs if path.parent.name in ("vae", "unet")]
+    halvings = [len(read_json(path)["block_out_channels"]) - 1 for path in wanted]
+    return max(ours, 2 ** sum(halvings))
+
+
+def _require_size(settings: Settings, multiple: int) -> None:
+    height, width = parse_size(settings.image_size)
+    if height % multiple or width % multiple:
+        fitting = [max(1, side // multiple) * multiple for side in (height, width)]
+        raise D3S2Error(
+            f"image_size is {settings.image_size!r} but the networks take multiples of {multiple}: "
+            f"for example {fitting[0]}x{fitting[1]}."
+        )

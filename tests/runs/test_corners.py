@@ -109,7 +109,7 @@ LEAST = {
     "negative_prompt": "", "vae_memory": "whole", "precision": "float32", "method": "",
 }  # fmt: skip
 MOST = {
-    "data_format": "folder", "image_size": "17x33", "train_images": 0, "val_images": 0,
+    "data_format": "folder", "image_size": "16x40", "train_images": 0, "val_images": 0,
     "seed": 2**31 - 1, "threads": 1024, "device": "auto", "jobs": 1024, "proxy_iterations": 7,
     "generator_iterations": 6, "feature_images": 10**9, "budget": 1.0, "beta": 1, "delta": 1000,
     "presence_threshold": 1, "steps": 8, "cfg_scale": 50, "lambda_seg": 1000, "lambda_feat": 1000,
@@ -300,6 +300,7 @@ BY_DATA = {
     "train_images": [6],
     "val_images": [4],
     "budget": [6, 5.5],
+    "image_size": ["17x32", "32x20"],
     "data_root": ["", "/nowhere"],
     "device": [] if os.environ.get("CUDA_VISIBLE_DEVICES") else ["cuda"],
     "generator": ["stable-diffusion"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,14 +15,18 @@ from tiny_mmseg import CONFIG
 
 from d3s2.core.errors import D3S2Error
 from d3s2.data.opening import open_dataset
+from d3s2.data.pairing import parse_size
 from d3s2.data.splits import open_splits
 from d3s2.guidance.losses import FeatureTargets
 from d3s2.guidance.painting import Painter, Recipe, synthesise
+from d3s2.models.generator import LayoutUNet
 from d3s2.models.load import load_generator, load_proxy, weights_digest
 from d3s2.models.mmseg_proxy import MmsegProxy, build
-from d3s2.models.stable_diffusion import StableDiffusion
+from d3s2.models.proxy import ProxySegmenter
+from d3s2.models.stable_diffusion import StableDiffusion, load_stable_diffusion
 from d3s2.runs import config, readiness, runner
 from d3s2.runs.model_choice import choose_models, diffusion_options
+from d3s2.runs.refusals import OURS, refuse_early
 from d3s2.runs.weights import ensure_weights
 from d3s2.statistics.features import feature_statistics
 
@@ -164,3 +169,29 @@ def test_a_missing_backbone_is_a_sentence_before_the_first_notebook(models, tmp_
 def test_scenes_have_their_own_models():
     with pytest.raises(D3S2Error, match="generator is 'stable-diffusion' but scenes"):
         config.resolve({"generator": "stable-diffusion"})
+
+
+@pytest.mark.filterwarnings("ignore:ade20k/")
+@pytest.mark.parametrize("size", ["36x32", "32x34", "33x32"])
+def test_a_size_that_the_diffusion_model_does_not_take_is_said_at_once(models, tmp_path, size):
+    given = {"profile": "ade20k", "data_root": str(make_ade20k(tmp_path / "data")), "device": "cpu"}
+    options = diffusion_options(config.resolve(given | models))
+    noise = load_stable_diffusion(options, ["one"], np.zeros((1, 3), np.uint8)).noise_shape
+    for one in ("32x32", size):
+        settings = config.resolve(given | models | {"image_size": one, "budget": 1.0})
+        fits = True
+        try:
+            noise(*parse_size(one))
+        except D3S2Error:
+            fits = False
+        if fits:
+            refuse_early(settings)
+        else:
+            with pytest.raises(D3S2Error, match=f"image_size is '{one}' but the networks take"):
+                refuse_early(settings)
+
+
+def test_our_networks_take_the_multiples_that_are_asked_for():
+    proxy, unet = ProxySegmenter(3).config, LayoutUNet(3).config
+    ours = (2 ** (len(proxy.channels) - 1), unet.patch * 2 ** (len(unet.channels) - 1))
+    assert max(ours) == OURS
