@@ -22,7 +22,7 @@ mutants: setup
 	@.venv/bin/python tests/mutants.py $(ARGS)
 
 lab: setup
-	@.venv/bin/python -m jupyterlab --notebook-dir=notebooks $(ARGS)
+	@.venv/bin/d3s2 lab $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff format --check d3s2 tests

@@ -13,7 +13,9 @@ checksum is published the SHA-256 found is printed: keep it. Mind each data set'
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
+import lzma
 import os
 import re
 import shutil
@@ -22,6 +24,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
@@ -34,6 +37,13 @@ from d3s2.core.files import atomic_path, explain, read_json, write_json
 
 CHUNK = 2**20
 TIMEOUT = 60
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, zlib.error, lzma.LZMAError),
+    *(gzip.BadGzipFile, FileExistsError, IsADirectoryError, NotADirectoryError),
+)
+"""What reading an archive raises that is broken, or holds a file and a folder of one name."""
+MOST_SWELLING = 100
+"""Times its size that an archive of pictures may grow to; what deflate can do is a thousand."""
 _DONE = ".d3s2-fetched.json"
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 _PUBLISHED = re.compile(r"-([0-9a-f]{8,64})\.(pth|pt|safetensors)$")
@@ -360,19 +370,20 @@ def _report_sum(path: Path, kind: str, found: str, report: Report) -> None:
 # ------------------------------------------------------------------------------------------- unpack
 def unpack(archive: Path, folder: Path) -> int:
     """Unpack a .zip or .tar into a folder; returns the number of files. Files that are there at
-    their size are kept.
+    their size are kept (each appears whole or not at all).
 
     Raises D3S2Error, before anything is written, for members that lead out of the folder, links and
-    devices; for a damaged archive; and for too little room.
+    devices, what is there and is something else, what swells to many times its size, and too
+    little room; and for a damaged archive.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     try:
         with _Members(archive) as members:
             members.check(folder)
-            for name, size, source in members:
+            for name, _, source in members:
                 target = folder / name
-                if not (target.is_file() and target.stat().st_size == size):
+                if not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with (
                         atomic_path(target) as partial,
@@ -381,7 +392,7 @@ def unpack(archive: Path, folder: Path) -> int:
                     ):
                         _copy(stream, out)
                 count += 1
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise D3S2Error(f"{archive} is damaged ({error}): delete it and fetch it again.") from error
     return count
 
@@ -438,7 +449,19 @@ class _Members:
                     f"{self.path} holds {name!r}, a link or a device: do not trust it. Nothing was "
                     "unpacked."
                 )
+            target = folder / name
+            same = target.is_dir() if is_folder else target.is_file()
+            if target.exists() and not (same and (is_folder or target.stat().st_size == size)):
+                raise D3S2Error(
+                    f"{target} is there and is not what {self.path.name} holds: it is left as it "
+                    "is, move it away or choose another folder. Nothing was unpacked."
+                )
             total += size
+        if total > MOST_SWELLING * self.path.stat().st_size + CHUNK:
+            raise D3S2Error(
+                f"{self.path} swells from {self.path.stat().st_size} to {total} bytes, as no "
+                "photographs do: do not trust it. Nothing was unpacked."
+            )
         if shutil.disk_usage(folder).free < total:
             raise D3S2Error(
                 f"{folder} has too little room for the {total} bytes of {self.path.name}: free "

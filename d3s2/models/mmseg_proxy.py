@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from d3s2.core.errors import D3S2Error
+from d3s2.models.plain_config import require_plain, require_plain_types
 from d3s2.models.proxy import ProxyOutput
 
 _NAMED = re.compile(r"(?P<module>[\w.]+)(\[(?P<item>\d+)\])?")
@@ -178,13 +179,15 @@ def build(config: str) -> nn.Module:
 
 def read_config(config: str) -> Any:
     """mmengine's Config of a file or a shipped name, set up to load no pretrained weights and to
-    run on one device.
+    run on one device. Raises D3S2Error for a file that holds more than values (`plain_config`).
     """
     from mmengine import Config
 
     path = find_config(config)
-    settings = Config.fromfile(str(path))
+    require_plain(path)
+    settings = Config.fromfile(str(path), import_custom_modules=False)
     _quiet(settings.model)
+    require_plain_types(settings.model)
     return settings
 
 
@@ -208,9 +211,11 @@ def published_weights(config: str) -> str:
     """
     import yaml
 
+    from d3s2.models.openmmlab import CONFIGS
+
     path = find_config(config)
     listing = path.with_name("metafile.yaml")
-    if not listing.is_file():
+    if CONFIGS not in path.parents or not listing.is_file():
         return ""
     models = yaml.safe_load(listing.read_text(encoding="utf-8")).get("Models") or []
     return next((model.get("Weights", "") for model in models if model["Name"] == path.stem), "")

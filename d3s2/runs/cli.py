@@ -12,7 +12,7 @@ from typing import Any
 
 from d3s2 import __version__
 from d3s2.core import places
-from d3s2.core.errors import D3S2Error, NotebookFailed
+from d3s2.core.errors import D3S2Error, NotebookFailed, printable
 from d3s2.core.processes import end_with_parent
 from d3s2.runs import config
 from d3s2.runs.parameter_files import read_parameters
@@ -37,10 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except NotebookFailed as error:
-        print(f"d3s2: {error}", file=sys.stderr)
+        print(f"d3s2: {printable(error)}", file=sys.stderr)
         return EXIT_FAILED
     except D3S2Error as error:
-        print(f"d3s2: {error}", file=sys.stderr)
+        print(f"d3s2: {printable(error)}", file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -272,7 +272,7 @@ def _run(options: argparse.Namespace) -> int:
     if (run_dir / "report" / "results.md").is_file():
         # A run that was stopped early may lie in a folder with results of other parameters.
         whole = runner.is_finished(names, options.notebooks)
-        print(f"\n{runner.results(run_dir) if whole else EARLIER}\n")
+        print(f"\n{printable(runner.results(run_dir)) if whole else EARLIER}\n")
     for what, folder in (
         ("executed notebooks", runner.EXECUTED),
         ("distilled dataset", "distilled"),
@@ -316,7 +316,7 @@ def _check(options: argparse.Namespace) -> int:
 
     good = True
     for line in readiness.check(config.resolve(parameters(options), remember=False)):
-        print(line, flush=True)
+        print(printable(line), flush=True)
         good &= line.ok
     return 0 if good else EXIT_FAILED
 
@@ -324,7 +324,7 @@ def _check(options: argparse.Namespace) -> int:
 def _results(options: argparse.Namespace) -> int:
     from d3s2.runs import runner
 
-    print(runner.results(config.resolve(parameters(options), remember=False).run_dir))
+    print(printable(runner.results(config.resolve(parameters(options), remember=False).run_dir)))
     return 0
 
 

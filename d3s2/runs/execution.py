@@ -20,6 +20,9 @@ START_TIMEOUT = 300
 slow.
 """
 
+NO_MODULES_FROM_THERE = ["--IPKernelApp.ignore_cwd=True"]
+"""A run folder that came from elsewhere may hold a `torch.py`."""
+
 
 def execute(
     notebook: Path,
@@ -105,6 +108,7 @@ def _register_engine(on_cell: Callable[[int, int], None], log: TextIO, sockets: 
                 kernel_name=kernel_name,
                 timeout=None,
                 startup_timeout=START_TIMEOUT,
+                extra_arguments=list(NO_MODULES_FROM_THERE),
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             ).execute(stdout=log, stderr=log)
 

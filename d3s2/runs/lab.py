@@ -79,6 +79,7 @@ def command_line(address: str, port: int, token: str | None) -> list[str]:
     """
     command = [
         sys.executable,
+        "-P",  # no module of the folder in which this is typed
         "-m",
         "jupyterlab",
         f"--ip={address}",

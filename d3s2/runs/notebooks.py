@@ -106,7 +106,8 @@ def publish(executed: Path, target: Path) -> None:
     of the run.
 
     The injected parameters, papermill's metadata (paths, times) and the timing of cells go, and the
-    cells count from 1. Raises D3S2Error for a notebook that failed or was not run to its end.
+    cells count from 1. Raises D3S2Error for a notebook that failed or was not run to its end, and
+    where the target has other cells: it was edited since, or the run is somebody else's.
     """
     notebook = read_notebook(executed)
     if any(output.output_type == "error" for cell in _code(notebook) for output in cell.outputs):
@@ -118,6 +119,12 @@ def publish(executed: Path, target: Path) -> None:
         for cell in notebook.cells
         if "injected-parameters" not in cell.metadata.get("tags", [])
     ]
+    sources = [cell.source for cell in notebook.cells]
+    if target.exists() and [cell.source for cell in read_notebook(target).cells] != sources:
+        raise D3S2Error(
+            f"{target} has other cells than {executed}: run it again before publishing it, or "
+            "publish to another folder."
+        )
     if any(cell.execution_count is None and cell.source.strip() for cell in _code(notebook)):
         raise D3S2Error(f"{executed} was not run to its end: run it again before publishing it.")
     for cell in notebook.cells:
@@ -165,10 +172,14 @@ def _shrink_pictures(notebook: nbformat.NotebookNode) -> None:
 
 
 def _smaller(picture: str) -> str:
-    """A PNG, base64, in fewer colours; as it was where that does not help."""
+    """A PNG, base64, in fewer colours; as it was where that does not help, and where it is none."""
     small = io.BytesIO()
-    whole = Image.open(io.BytesIO(base64.b64decode(picture)))
-    reduce_colors(whole, photograph=64, exact=exact_colors(whole)).save(small, "PNG", optimize=True)
+    try:
+        whole = Image.open(io.BytesIO(base64.b64decode(picture)), formats=["PNG"])
+        fewer = reduce_colors(whole, photograph=64, exact=exact_colors(whole))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return picture
+    fewer.save(small, "PNG", optimize=True)
     encoded = base64.b64encode(small.getvalue()).decode() + "\n"
     return min(encoded, picture, key=len)
 

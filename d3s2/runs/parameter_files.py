@@ -14,6 +14,8 @@ from typing import Any
 from d3s2.core.errors import D3S2Error
 from d3s2.runs.parameters import FIELDS, parse, require_known, typed
 
+MOST_LETTERS = 100_000
+
 
 def read_parameters(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
     """(value of each parameter, values of each that has a list) from a YAML file.
@@ -46,13 +48,18 @@ def _mapping(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(MOST_LETTERS + 1)
+        if len(text) > MOST_LETTERS:
+            raise ValueError(f"it has more than {MOST_LETTERS} letters")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has an alias, which parameters need none of")  # they can multiply
         document = yaml.compose(text, Loader=yaml.SafeLoader)
         found = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise D3S2Error(f"There is no parameter file {path}: check its name.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # PyYAML raises many kinds
+        reason = " ".join(str(error).split())[:300]
         raise D3S2Error(f"{path} is no YAML that can be read ({reason}).") from error
     if not isinstance(found, dict):
         raise D3S2Error(f"{path} must hold lines such as `seed: 1`, one for each parameter.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,8 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.pairing import parse_size
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 300
 DATA_FORMATS = ("scenes", "folder", "camvid", "ade20k", "cocostuff", "voc2012", "voc2012aug")
 PALETTES = ("ade20k", "coco", "dataset")
 """Written here as well as where they are defined (a test compares), so that nothing heavy is
@@ -221,7 +224,7 @@ def parse(name: str, text: str) -> Any:
     try:
         value = kind(text)
     except ValueError as error:
-        raise D3S2Error(f"{name} is {text!r}: give {expected(name)}.") from error
+        raise D3S2Error(f"{name} is {_short(text)}: give {expected(name)}.") from error
     return typed(name, value)
 
 
@@ -235,14 +238,19 @@ def typed(name: str, value: Any) -> Any:
         if isinstance(value, bool) or (isinstance(value, str) != (meta["type"] is str)):
             raise TypeError
         found = operator.index(value) if meta["type"] is int else meta["type"](value)
-    except (TypeError, ValueError) as error:
-        raise D3S2Error(f"{name} is {value!r}: give {expected(name)}.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise D3S2Error(f"{name} is {_short(value)}: give {expected(name)}.") from error
     too_low = meta["low"] is not None and not found >= meta["low"]  # written so that NaN fails
     too_high = meta["high"] is not None and not found <= meta["high"]
     no_choice = meta["choices"] and found not in meta["choices"]
     if too_low or too_high or no_choice or (meta["divides"] and meta["divides"] % found):
-        raise D3S2Error(f"{name} is {value!r}: give {expected(name)}.")
+        raise D3S2Error(f"{name} is {_short(value)}: give {expected(name)}.")
     return found
+
+
+def _short(value: object) -> str:
+    """A value as Python writes it, of which what is very long is cut out."""
+    return _REPR.repr(value)
 
 
 def expected(name: str) -> str:

@@ -172,6 +172,7 @@ def run_one(job: Job) -> Outcome:
     profile = str(job.names.get("profile", "scenes"))
     command = [
         sys.executable,
+        "-P",
         "-m",
         "d3s2.runs.cli",
         "run",

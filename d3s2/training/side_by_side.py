@@ -256,7 +256,7 @@ class _Training:
 
 def _command() -> list[str]:
     """What a training is started with, before its job and its core."""
-    return [sys.executable, "-m", "d3s2.training.worker"]
+    return [sys.executable, "-P", "-m", "d3s2.training.worker"]
 
 
 def _environment(job: TrainingJob) -> dict[str, str]:

@@ -268,15 +268,59 @@ def test_a_data_set_is_fetched_unpacked_and_not_fetched_again(
     assert len(server.asked) == 3
 
 
-def test_unpacking_keeps_what_is_whole_and_mends_what_is_not(tmp_path: Path) -> None:
+def test_unpacking_keeps_what_is_there_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped(**{"x/a": b"aaaa", "x/b": b"bbbb"}))
     assert fetch.unpack(tmp_path / "a.zip", tmp_path / "out") == 2
     stamp = (tmp_path / "out/x/a").stat().st_mtime_ns
-    (tmp_path / "out/x/b").write_bytes(b"b")
+    (tmp_path / "out/x/b").unlink()
     fetch.unpack(tmp_path / "a.zip", tmp_path / "out")
-    assert (tmp_path / "out/x/b").read_bytes() == b"bbbb" and (
-        tmp_path / "out/x/a"
-    ).stat().st_mtime_ns == stamp
+    assert (tmp_path / "out/x/b").read_bytes() == b"bbbb"
+    assert (tmp_path / "out/x/a").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("there", ["file", "folder"])
+def test_unpacking_writes_over_nothing(tmp_path: Path, there: str) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped(**{"x/a": b"aaaa", "x/b": b"bbbb"}))
+    mine = tmp_path / "out/x/b"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"years of work") if there == "file" else mine.mkdir()
+    with pytest.raises(D3S2Error, match=r"x/b is there and is not what a\.zip holds"):
+        fetch.unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert list((tmp_path / "out/x").iterdir()) == [mine]
+    assert mine.is_dir() or mine.read_bytes() == b"years of work"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz"])
+def test_an_archive_that_swells_is_refused_before_anything_is_written(
+    tmp_path: Path, kind: str
+) -> None:
+    path, size = tmp_path / f"bomb.{kind}", 20 * 2**20
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("zeros", bytes(size))
+    else:
+        with tarfile.open(path, f"w:{kind.partition('.')[2]}") as archive:
+            info = tarfile.TarInfo("zeros")
+            info.size = size
+            archive.addfile(info, io.BytesIO(bytes(size)))
+    with pytest.raises(D3S2Error, match=f"swells from .* to {size} bytes"):
+        fetch.unpack(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_member_that_says_less_than_it_holds_is_refused(tmp_path: Path) -> None:
+    content = zipped(a=bytes(5000))
+    real, said = (5000).to_bytes(4, "little"), (10).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(content.replace(real + real, real + said))
+    with pytest.raises(D3S2Error, match="is damaged"):
+        fetch.unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("a"))
+
+
+def test_a_file_and_a_folder_of_one_name_are_damage(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped(**{"x": b"aaaa", "x/b": b"bbbb"}))
+    with pytest.raises(D3S2Error, match="is damaged"):
+        fetch.unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -119,17 +119,17 @@ MOST = {
     "precision": "float16", "control_palette": "coco",
 }  # fmt: skip
 EMPTY = {
-    "data_format": "folder", "train_images": 0, "val_images": 0, "proxy_iterations": 7,
-    "generator_iterations": 6, "budget": 2, "steps": 2, "lambda_seg": 0, "lambda_feat": 0,
-    "window_start": 0.5, "window_end": 0.5, "iterations": 2, "vae_memory": "slicing",
-    "precision": "bfloat16", "control_palette": "ade20k",
+    "data_format": "folder", "train_images": 0, "val_images": 0, "threads": 0, "jobs": 0,
+    "proxy_iterations": 7, "generator_iterations": 6, "budget": 2, "steps": 2, "lambda_seg": 0,
+    "lambda_feat": 0, "window_start": 0.5, "window_end": 0.5, "iterations": 2,
+    "vae_memory": "slicing", "precision": "bfloat16", "control_palette": "ade20k",
 }  # fmt: skip
 SPECIAL = {
     "profile": "smoke", "run_dir": "run", "data_format": "scenes", "data_root": "",
-    "image_size": "64x64", "train_images": 5, "val_images": 2, "threads": 0, "jobs": 0,
+    "image_size": "64x64", "train_images": 5, "val_images": 2, "threads": 1,
     "feature_images": 0, "budget": 1e-9, "steps": 4, "cfg_scale": 1, "lambda_seg": 0.1,
     "lambda_feat": 0, "window_start": 1, "window_end": 1, "iterations": 2, "batch_size": 2,
-    "full_iterations": 0, "gpus": 2, "generator": "embedded", "proxy_config": "",
+    "full_iterations": 0, "generator": "embedded", "proxy_config": "",
     "proxy_checkpoint": "", "proxy_layers": "", "network": "scaled-down", "backbone_weights": "",
     "diffusion_revision": "", "controlnet_revision": "", "model_files": "local",
     "control_palette": "dataset",
