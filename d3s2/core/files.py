@@ -53,8 +53,8 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """A block that writes `path`: what goes wrong becomes the sentence of `explain` where there is
-    one. PyTorch, safetensors and shutil hide why a write failed, so after their errors the disk
-    itself is asked.
+    one. PyTorch, safetensors and shutil hide why a write failed, so after their errors their words
+    are read, and the disk itself is asked.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def explained(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         said = explain(error, path) if isinstance(error, OSError) else error
-        if said is error and _is_full(path.parent):
+        if said is error and (os.strerror(errno.ENOSPC) in str(error) or _is_full(path.parent)):
             said = explain(OSError(errno.ENOSPC, ""), path)
         if said is error:
             raise

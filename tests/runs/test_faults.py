@@ -14,15 +14,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from notebook_maker import SLOW, Sequence, stage_cell, write_notebook
+from PIL import Image
+from short_run import ShortRun, short_notebooks
 from smoke_run import CELL_TIMEOUT, SmokeRun
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json
+from d3s2.data import scenes
 from d3s2.runs import runner
 from d3s2.runs.stages import MANIFEST, Stage, verify
 
@@ -30,6 +35,8 @@ pytestmark = pytest.mark.processes
 
 STAGES = ("statistics", "selection", "distilled", "training", "report")
 KILLS = 20 if os.environ.get("D3S2_THOROUGH") == "1" else 3
+LATEST = 5 if KILLS == 20 else 1
+"""How many of the parameters that were tried last are looked at in the end, beside the first."""
 SEED = 20260525
 
 SHIFTED_CLOCK = "import time\n_now = time.time\ntime.time = lambda: _now() - 20 * 365 * 86400\n"
@@ -43,10 +50,10 @@ VICTIMS = ("run", "below", "all")
 CHANGES: tuple[dict[str, float], ...] = (
     {},
     {"seed": 1},
-    {"budget": 0.02},
+    {"budget": 5},
     {"lambda_feat": 0.0},
-    {"iterations": 10},
-    {"sampling_batch": 3, "iterations": 12},
+    {"iterations": 6},
+    {"sampling_batch": 3, "iterations": 3},
 )
 """Parameters of an attempt: each of them makes other notebooks stale."""
 
@@ -102,35 +109,76 @@ def test_kills_at_any_moment_leave_the_same_bytes(
     smoke: tuple[SmokeRun, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """In a place with spaces and other alphabets, each attempt in another language, time zone and,
-    once, another year, and many with another parameter: at the end the first ones give what an
-    unbroken run gave, and the others what an unbroken run of theirs gives.
+    once, another year.
     """
-    whole, printed = smoke
+    whole, _ = smoke
     usual = sum(seconds for _, seconds, _ in runner.timings(whole.folder))
     clock = tmp_path_factory.mktemp("clock")
     (clock / "sitecustomize.py").write_text(SHIFTED_CLOCK)
     path = os.pathsep.join(filter(None, [str(clock), os.environ.get("PYTHONPATH", "")]))
     settings = [one | ({"PYTHONPATH": path} if "PYTHONPATH" in one else {}) for one in SETTINGS]
-    run = SmokeRun(tmp_path_factory.mktemp("ein Ort für Läufe 分割 "))
-    rng, kills, changed, latest = random.Random(SEED), 0, {}, {}
+    rng, kills = random.Random(SEED), 0
     while kills < KILLS:
-        victim = VICTIMS[(kills + kills // len(VICTIMS)) % len(VICTIMS)]
-        if rng.random() < 0.7:
-            changed = rng.choice(CHANGES)
-        latest = changed or latest
-        print(f"{kills}: {changed}", end=", ")
-        kills += not attempt(
-            run.given(changed),
-            settings[kills % len(settings)],
-            victim,
-            rng.uniform(0.05, 0.45) * usual,
-            rng,
-        )
-    assert table(run.finish()) == table(printed)
-    assert differences(whole, run) == []
-    other = SmokeRun(tmp_path_factory.mktemp("other")).given(latest)
-    assert table(run.given(latest).finish()) == table(other.finish()) != table(printed)
-    assert differences(other, run) == []
+        run = SmokeRun(tmp_path_factory.mktemp("ein Ort für Läufe 分割 "))
+        over = False
+        while kills < KILLS and not over:
+            victim = VICTIMS[(kills + kills // len(VICTIMS)) % len(VICTIMS)]
+            over = attempt(
+                run, settings[kills % len(settings)], victim, rng.uniform(0.05, 0.45) * usual, rng
+            )
+            kills += not over
+        run.finish()
+        assert differences(whole, run) == []
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Shorts:
+    """Unbroken runs of the short sequence, each made when it is asked for."""
+    notebooks = short_notebooks(tmp_path_factory.mktemp("short") / "notebooks")
+    return Shorts(tmp_path_factory, notebooks)
+
+
+@dataclass
+class Shorts:
+    """By their parameters, unbroken runs and what they printed, each in a home of its own."""
+
+    homes: pytest.TempPathFactory
+    notebooks: Path
+    done: dict[str, tuple[ShortRun, str]] = field(default_factory=dict)
+
+    def new(self, name: str = "home") -> ShortRun:
+        """A run that is not begun."""
+        return ShortRun(self.homes.mktemp(name), self.notebooks)
+
+    def unbroken(self, values: dict[str, float]) -> tuple[ShortRun, str]:
+        """The run with these parameters."""
+        if str(values) not in self.done:
+            run = self.new().given(values)
+            self.done[str(values)] = (run, run.finish())
+        return self.done[str(values)]
+
+
+@pytest.mark.notebooks
+def test_kills_while_parameters_change_leave_no_wrong_number(short: Shorts) -> None:
+    """In one folder, attempts with other parameters, each killed at a random moment: at the end
+    every one of them gives the bytes and prints the numbers of its unbroken run.
+    """
+    whole, _ = short.unbroken({})
+    usual = sum(seconds for _, seconds, _ in runner.timings(whole.folder))
+    run, rng = short.new("verändert "), random.Random(SEED)
+    kills, values, tried = 0, CHANGES[0], [CHANGES[0]]
+    while kills < KILLS:
+        if rng.random() < 0.6:  # else it goes on
+            values = rng.choice([change for change in CHANGES if change != values])
+        tried = [other for other in tried if other != values] + [values]
+        print(f"{kills} {values}", end=": ")
+        seconds = rng.uniform(0.1, 0.7) * usual
+        kills += not attempt(run.given(values), {}, VICTIMS[kills % len(VICTIMS)], seconds, rng)
+    for values in (CHANGES[0], *tried[-LATEST:]):
+        expected, printed = short.unbroken(values)
+        assert table(run.given(values).finish()) == table(printed)
+        assert differences(expected, run, 40) == []
+    assert len({str(table(printed)) for _, printed in short.done.values()}) == len(short.done)
 
 
 def table(printed: str) -> list[str]:
@@ -140,7 +188,7 @@ def table(printed: str) -> list[str]:
     return rows
 
 
-def differences(one: SmokeRun, other: SmokeRun) -> list[str]:
+def differences(one: SmokeRun, other: SmokeRun, least: int = 400) -> list[str]:
     """Names of artefacts (stages, and the data drawn for them; no logs) that are not in both runs
     or have other bytes.
     """
@@ -149,7 +197,7 @@ def differences(one: SmokeRun, other: SmokeRun) -> list[str]:
         run.files(*STAGES) | data_files(home) for run, home in zip((one, other), homes, strict=True)
     ]
     kept = [{name: data for name, data in found.items() if "/logs/" not in name} for found in files]
-    assert len(kept[0]) > 400  # the images of the data set are among them
+    assert len(kept[0]) > least  # the images of the data set are among them
     return sorted(
         name for name in kept[0].keys() | kept[1].keys() if kept[0].get(name) != kept[1].get(name)
     )
@@ -179,27 +227,23 @@ def test_two_runs_draw_the_same_data_at_once(tmp_path: Path) -> None:
     drawing = [subprocess.Popen(command) for command in commands]
     assert [process.wait(120) for process in drawing] == [0, 0, 0, 0]
     found = [
-        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.p*")}
+        {
+            str(path.relative_to(tmp_path / name)): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
         for name in ("shared", "own")
     ]
-    assert found[0] == found[1] and len(found[0]) == 60
+    assert found[0] == found[1] and len(found[0]) == 120
+    for index, name in enumerate(scenes.names(60)):
+        for part, drawn in zip(
+            ("images", "labels"), scenes.draw_scene(0, "val", index), strict=True
+        ):
+            written = Image.open(tmp_path / "shared" / "val" / part / f"{name}.png")
+            assert np.array_equal(np.array(written), drawn)
 
 
 # -------------------------------------------------------------------------------------------- disks
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB of its own."""
-    folder = tmp_path / "small disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("only a user who may mount can make a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 ITEMS = """for i in range(30):
         write_json(folder / f'item{i}.json', list(range(i, i + 2000)))"""
 
