@@ -70,10 +70,7 @@ def begin_writing(run_dir: str | Path, stage: str) -> None:
     owner = _run_of_others(run_dir)
     if owner:
         end_writing(run_dir, *stages)
-        raise D3S2Error(
-            f"d3s2 run (process {owner}) is using {run_dir}, so this notebook cannot write the "
-            f"stage {stage!r} there: wait for it, or choose another run_dir."
-        )
+        raise _run_works(run_dir, owner)
     stages.add(stage)
     _say(file, f"{os.getpid()} {os.environ.get(RUN) or 0} {' '.join(sorted(stages))}")
 
@@ -98,13 +95,23 @@ def _hold_writer(run_dir: str | Path) -> TextIO:
         if file is not None:
             return file
         writer, run, *stages = _words(path)
-        is_orphan = run.isdecimal() and int(run) > 0 and not _is_running(int(run))
-        if not is_orphan or time.monotonic() > end:
+        by_hand = not run.isdecimal() or int(run) == 0
+        if not by_hand and _is_running(int(run)):
+            raise _run_works(run_dir, run)
+        if by_hand or time.monotonic() > end:  # else its run was killed, and it will end
             raise D3S2Error(
                 f"Another notebook (process {writer}) is writing {', '.join(stages)} in {run_dir}: "
                 "wait until it has finished, or shut its kernel down, then run the same again."
             )
         time.sleep(0.1)
+
+
+def _run_works(run_dir: str | Path, process: str) -> D3S2Error:
+    """The sentence for a notebook by hand beside a run."""
+    return D3S2Error(
+        f"d3s2 run (process {process}) is using {run_dir}, and no other notebook can write there "
+        "meanwhile: wait for it, or choose another run_dir."
+    )
 
 
 def _run_of_others(run_dir: str | Path) -> str:
