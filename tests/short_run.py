@@ -119,5 +119,10 @@ class ShortRun(SmokeRun):
 
     def __init__(self, home: Path, notebooks: Path):
         super().__init__(home)
+        self.notebooks = notebooks
         self.command += ["--notebooks", str(notebooks)]
         self.command = self.given(VALUES).command
+
+    def names(self) -> dict[str, object]:
+        """What it is given."""
+        return {"profile": "smoke", "run_dir": str(self.folder), **VALUES}

@@ -2,8 +2,8 @@
 
 A notebook is *current* when its record in `<run_dir>/executed/NN_name.json` has the key that
 follows from its source, its parameters, the modules it imports and the notebook before it, and the
-stages it finished still have their bytes. Current notebooks are skipped; so the same command again
-goes on where the last one ended or was killed.
+stages it finished, and the executed notebook itself, still have their bytes. Current notebooks are
+skipped; so the same command again goes on where the last one ended or was killed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from d3s2.core import parallel, places
 from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error, NotebookFailed
-from d3s2.core.files import digest, read_json, write_json
+from d3s2.core.files import digest, sha256, write_json
 from d3s2.runs import config
 from d3s2.runs.execution import execute, variable
 from d3s2.runs.locks import RUN, run_lock
@@ -27,7 +27,7 @@ from d3s2.runs.notebooks import Chapter, publish, read_chapters
 from d3s2.runs.parameters import DECIDING, Settings, require_known
 from d3s2.runs.progress import Display, Meter, clock
 from d3s2.runs.refusals import refuse_early
-from d3s2.runs.stages import IN_PROGRESS, STAGE_LOG, supersede, verify
+from d3s2.runs.stages import IN_PROGRESS, STAGE_LOG, SUPERSEDED, Stage, supersede, verify
 
 EXECUTED = "executed"
 
@@ -188,15 +188,11 @@ def _files_below(root: Path, made: set[str]) -> Iterator[list[Any]]:
 def is_current(chapter: Chapter, settings: Settings, keys: Mapping[str, str]) -> bool:
     """True when the notebook was executed with its key, and what it wrote is whole."""
     run_dir = settings.run_dir
-    try:
-        record = json.loads(_record_path(chapter, run_dir).read_text(encoding="utf-8"))
-        stages = [(stage["name"], stage["key"]) for stage in record["stages"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    record = _read_record(_record_path(chapter, run_dir))
     return (
         record.get("key") == keys[chapter.name]
-        and _copy_path(chapter, run_dir).is_file()
-        and all(verify(run_dir, name, stage_key) for name, stage_key in stages)
+        and _is_as_executed(_copy_path(chapter, run_dir), record)
+        and all(verify(run_dir, stage["name"], stage["key"]) for stage in record["stages"])
     )
 
 
@@ -214,8 +210,11 @@ def _execute(chapter: Chapter, settings: Settings, key: str, force: bool, displa
     part.
     """
     record, log = _record_path(chapter, settings.run_dir), _stage_log(chapter, settings.run_dir)
+    copy = _copy_path(chapter, settings.run_dir)
     if force:
         _supersede_stages(record, settings.run_dir)
+    if copy.is_file() and (earlier := _read_record(record)) and not _is_as_executed(copy, earlier):
+        _put_aside(copy, settings.run_dir)
     for old in (record, log):
         old.unlink(missing_ok=True)
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +224,6 @@ def _execute(chapter: Chapter, settings: Settings, key: str, force: bool, displa
     with Meter(display.tick) as meter, variable(STAGE_LOG, str(log)):
         display.begin(chapter.name)
         try:
-            copy = _copy_path(chapter, settings.run_dir)
             execute(chapter.path, copy, parameters, cwd=settings.run_dir, on_cell=display.cells)
         except NotebookFailed as error:
             display.end("failed")
@@ -234,15 +232,14 @@ def _execute(chapter: Chapter, settings: Settings, key: str, force: bool, displa
             ) from error
     seconds = time.perf_counter() - started
     display.end(f"{clock(seconds)}, at most {meter.peak_mb} MB")
-    write_json(
-        record,
-        {
-            "key": key,
-            "stages": _stages(log, settings.run_dir),
-            "seconds": round(seconds, 1),
-            "peak_memory_mb": meter.peak_mb,
-        },
-    )
+    facts = {
+        "key": key,
+        "stages": _stages(log, settings.run_dir),
+        "notebook": sha256(copy),
+        "seconds": round(seconds, 1),
+        "peak_memory_mb": meter.peak_mb,
+    }
+    write_json(record, facts | {"digest": digest(facts)})
     log.unlink(missing_ok=True)
 
 
@@ -258,6 +255,33 @@ def _failure(error: NotebookFailed, chapter: Chapter, run_dir: str, peak_mb: int
 # ------------------------------------------------------------------------------------------ records
 def _stage_log(chapter: Chapter, run_dir: str) -> Path:
     return Path(run_dir) / EXECUTED / f".{chapter.name}.stages"
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What is recorded of a notebook; empty where the record is missing, damaged or was edited."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        facts = {name: value for name, value in record.items() if name != "digest"}
+        return facts if record["digest"] == digest(facts) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _is_as_executed(copy: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the executed notebook has the bytes that its record says."""
+    return copy.is_file() and sha256(copy) == record.get("notebook")
+
+
+def _put_aside(copy: Path, run_dir: str) -> None:
+    """Move an executed notebook that was damaged, or that somebody wrote into, out of the way."""
+    folder = Path(run_dir) / SUPERSEDED
+    target = folder / copy.name
+    number = 1
+    while target.exists():
+        number += 1
+        target = folder / f"{copy.stem}-{number}{copy.suffix}"
+    folder.mkdir(exist_ok=True)
+    os.replace(copy, target)
 
 
 def _stages(log: Path, run_dir: str) -> list[dict[str, str]]:
@@ -277,8 +301,7 @@ def _supersede_stages(record: Path, run_dir: str) -> None:
     of the way.
     """
     names = {path.parent.name for path in Path(run_dir).glob(f"*/{IN_PROGRESS}")}
-    if record.is_file():
-        names |= {stage["name"] for stage in read_json(record)["stages"]}
+    names |= {stage["name"] for stage in _read_record(record).get("stages", [])}
     for name in sorted(names):
         supersede(run_dir, name)
 
@@ -297,20 +320,21 @@ def _check_plan(plan: Plan, chapters: list[Chapter]) -> None:
 
 # ------------------------------------------------------------------------------------------ results
 def results(run_dir: str | Path) -> str:
-    """The result table of a finished run, as text. Raises D3S2Error when there is none yet."""
+    """The result table of a finished run, as text. Raises D3S2Error when there is none yet, and
+    when the report was damaged or is not of the trainings beside it.
+    """
     path = Path(run_dir) / "report" / "results.md"
     if not path.is_file():
         raise D3S2Error(
             f"There are no results in {run_dir} yet: run the notebooks to the end with d3s2 run."
         )
-    return path.read_text(encoding="utf-8").strip()
+    return (Stage.find(run_dir, "report").folder / path.name).read_text(encoding="utf-8").strip()
 
 
 def timings(run_dir: str | Path) -> list[tuple[str, float, int]]:
     """(notebook, seconds, peak MB) of every recorded notebook, as measured when it was executed."""
-    records = [
-        (path.stem, read_json(path)) for path in sorted((Path(run_dir) / EXECUTED).glob("*.json"))
-    ]
+    paths = sorted((Path(run_dir) / EXECUTED).glob("*.json"))
+    records = [(path.stem, record) for path in paths if (record := _read_record(path))]
     return [(name, record["seconds"], record["peak_memory_mb"]) for name, record in records]
 
 

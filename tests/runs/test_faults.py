@@ -349,9 +349,10 @@ def flip_bit(path: Path, rng: random.Random) -> bytes:
 
 # ----------------------------------------------------------------------------------------- language
 def test_a_terminal_that_knows_few_letters_is_no_reason_to_fail(tmp_path: Path) -> None:
-    report = tmp_path / "größe" / "report"
-    report.mkdir(parents=True)
+    stage = Stage(tmp_path / "größe", "report", {})
+    report = stage.begin()
     (report / "results.md").write_text("| 52.9 ± 0.5 |", encoding="utf-8")
+    stage.finish()
     done = subprocess.run(
         [sys.executable, "-m", "d3s2.runs.cli", "results", "--run-dir", report.parent],
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
