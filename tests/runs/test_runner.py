@@ -89,6 +89,24 @@ def test_source_and_artefacts_decide(sequence: Sequence) -> None:
     assert sequence.artefacts() == before
 
 
+def test_an_executed_notebook_or_record_that_changed_is_made_again(sequence: Sequence) -> None:
+    """What somebody wrote into the notebook is kept; the record of a run cannot be edited."""
+    sequence.run()
+    for _ in range(2):
+        copy = sequence.run_dir / "executed" / "01_first.ipynb"
+        copy.write_text(copy.read_text() + "\n")
+        changed = copy.read_text()
+        assert sequence.run() == ["01"]
+        assert copy.read_text() != changed
+    kept = sorted(path.name for path in (sequence.run_dir / "superseded").iterdir())
+    assert kept == ["01_first-2.ipynb", "01_first.ipynb"]
+    assert (sequence.run_dir / "superseded" / kept[0]).read_text() == changed
+    record = sequence.run_dir / "executed" / "00_start.json"
+    record.write_text(record.read_text().replace('"seconds"', '"secondz"'))
+    assert [name for name, _, _ in runner.timings(sequence.run_dir)] == ["01_first", "02_second"]
+    assert sequence.run() == ["00"]
+
+
 def test_only_the_modules_that_a_notebook_imports_make_it_stale(
     sequence: Sequence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
