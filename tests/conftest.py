@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import Phase, settings
 from smoke_run import SmokeRun
+
+# For `make mutants`: the same examples each time, and no search for the smallest one that fails
+settings.register_profile(
+    "mutants",
+    phases=(Phase.explicit, Phase.generate),
+    database=None,
+    derandomize=True,
+    deadline=None,
+)
 
 
 @pytest.fixture(scope="session")
