@@ -181,7 +181,7 @@ class Mutant:
     @property
     def line(self) -> str:
         """As it stands in docs/mutants.md."""
-        return f"`{self.module}` {self.change}"
+        return f"{self.module} {self.change}"
 
 
 def mutants(folder: Path) -> Iterator[Mutant]:
@@ -193,7 +193,7 @@ def mutants(folder: Path) -> Iterator[Mutant]:
         changes = _changes(folder / "mutants" / module, missed) if missed else {}
         for mutant, code in verdicts.items():
             verdict = "untried" if code is None else "killed" if code in KILLED else "survived"
-            yield Mutant(module.removeprefix("d3s2/"), mutant, verdict, changes.get(mutant, ""))
+            yield Mutant(module, mutant, verdict, changes.get(mutant, ""))
 
 
 def _changes(path: Path, names: list[str]) -> dict[str, str]:
@@ -214,7 +214,7 @@ def _changes(path: Path, names: list[str]) -> dict[str, str]:
         old = " ".join(line[2:].strip() for line in diff if line[0] == "-")
         new = " ".join(line[2:].strip() for line in diff if line[0] == "+")
         function = broken.partition("__mutmut")[0].removeprefix("x_").replace("xǁ", "")
-        found[name] = f"{function.replace('ǁ', '.')}: `{old}` -> `{new}`"
+        found[name] = f"{function.replace('ǁ', '.')}: {old}  ->  {new}"
     return found
 
 
@@ -228,12 +228,12 @@ def report(names: list[str]) -> int:
     for mutant in everything:
         counts.setdefault(mutant.module, Counter())[mutant.verdict] += 1
     counts["all"] = sum(counts.values(), Counter())
-    print(f"{'module':28} {'mutants':>8} {'killed':>8} {'survived':>9} {'untried':>8} {'score':>7}")
+    print(f"{'module':30} {'mutants':>8} {'killed':>8} {'survived':>9} {'untried':>8} {'score':>7}")
     for module, count in counts.items():
         tried = count["killed"] + count["survived"]
         score = f"{100 * count['killed'] / tried:6.1f} %" if tried else "-"
         print(
-            f"{module:28} {count.total():8} {count['killed']:8} {count['survived']:9}"
+            f"{module:30} {count.total():8} {count['killed']:8} {count['survived']:9}"
             f" {count['untried']:8} {score:>8}"
         )
     survivors = [mutant for mutant in everything if mutant.verdict == "survived"]
