@@ -14,6 +14,7 @@ own and no copy of a loop.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from d3s2.core import parallel
 from d3s2.core.errors import D3S2Error, what_to_lower
-from d3s2.core.files import read_json, write_json, write_png
+from d3s2.core.files import read_json, write_json, write_png, write_text
 from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.folder import open_folder, write_classes
 from d3s2.data.tensors import class_sets, pad_batch, read_masks, to_float, to_uint8
@@ -206,8 +207,8 @@ def synthesise(
     """Write one image for each selected mask of `dataset` and open the result.
 
     Writes `<folder>/train/{images,labels}/<id>.png`, `classes.csv`, `records/<id>.json` and at the
-    end `card.json`; with an `ignore_margin`, `class_losses.json` before (one pass of the proxy over
-    `dataset`). Groups that are complete on disk are kept.
+    end `train/metadata.jsonl` and `card.json`; with an `ignore_margin`, `class_losses.json` before
+    (one pass of the proxy over `dataset`). Groups that are complete on disk are kept.
 
     Args:
         indices: numbers of the masks, in the order of the ranking.
@@ -240,8 +241,10 @@ def synthesise(
             done += len(waiting[number])
             if progress is not None:
                 progress(done, len(indices))
+    made = open_folder(folder, "train")
+    write_text(folder / "train" / "metadata.jsonl", _image_folder(made.ids))
     write_json(folder / "card.json", _card(job, folder))
-    return open_folder(folder, "train")
+    return made
 
 
 def _check(
@@ -444,6 +447,16 @@ class _MadeSoFar:
     def _read(self, part: str, ids: Sequence[str]) -> np.ndarray:
         paths = [self.folder / "train" / part / f"{name}.png" for name in ids]
         return np.stack([np.array(Image.open(path)) for path in paths])
+
+
+def _image_folder(ids: Iterable[str]) -> str:
+    """What makes `train/` an image folder of Hugging Face's `datasets` with a column `image` and a
+    column `mask`. Without it both folders of files become images, named by their folder.
+    """
+    rows = [
+        {"file_name": f"images/{name}.png", "mask_file_name": f"labels/{name}.png"} for name in ids
+    ]
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 def _card(job: _Job, folder: Path) -> dict[str, Any]:

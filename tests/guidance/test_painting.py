@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from small_scenes import small_scenes
 
 import d3s2
@@ -83,6 +84,26 @@ def test_distilled_folder_is_an_ordinary_dataset_with_a_record_per_image(
     )
 
 
+def test_an_image_folder_of_it_has_a_row_for_each_image_with_its_mask(dataset, painter, tmp_path):
+    """What Hugging Face's `datasets` documents: `metadata.jsonl` beside the images, whose columns
+    `file_name` and `*_file_name` are paths from there; others than these are no rows.
+    """
+    made = synthesise(painter, dataset, [4, 1, 5], tmp_path, RECIPE)
+    lines = (tmp_path / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [sorted(row) for row in rows] == [["file_name", "mask_file_name"]] * 3
+    listed = [tmp_path / "train" / path for row in rows for path in row.values()]
+    assert sorted(listed) == sorted((tmp_path / "train").rglob("*.png")) and len(listed) == 6
+    for row in rows:
+        index = made.ids.index(Path(row["file_name"]).stem)
+        for column, pixels in (
+            ("file_name", made.read_image(index)),
+            ("mask_file_name", made.read_labels(index)),
+        ):
+            found = np.array(Image.open(tmp_path / "train" / row[column]))
+            np.testing.assert_array_equal(found, pixels)
+
+
 def test_a_broken_run_goes_on_to_the_same_bytes_and_keeps_what_is_there(dataset, painter, tmp_path):
     synthesise(painter, dataset, [0, 1, 2, 3, 4], tmp_path / "whole", RECIPE)
     synthesise(painter, dataset, [0, 1, 2, 3, 4], tmp_path / "broken", RECIPE)
@@ -127,7 +148,7 @@ def test_the_gradient_of_an_image_does_not_depend_on_its_company(dataset, name):
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in tree(folder).items() if name.startswith("train")}
+    return {name: data for name, data in tree(folder).items() if name.endswith(".png")}
 
 
 @pytest.mark.parametrize(
@@ -535,7 +556,7 @@ def test_halved_groups_make_the_same_files(dataset, painter, tmp_path):
         for path in (tmp_path / "whole").rglob("*")
         if path.is_file()
     )
-    assert len(files) == 3 * 5 + 2
+    assert len(files) == 3 * 5 + 3
     for file in files:
         assert (tmp_path / "halved" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
@@ -727,7 +748,7 @@ def test_what_is_written_is_in_its_order_on_the_disk(dataset, quick, tmp_path, m
         for name in names
         for path in (f"train/images/{name}.png", f"train/labels/{name}.png", f"records/{name}.json")
     ]
-    assert order == ["classes.csv", *expected, "card.json"]
+    assert order == ["classes.csv", *expected, "train/metadata.jsonl", "card.json"]
     assert synced == list(range(len(order)))  # each of them before its name
 
 
