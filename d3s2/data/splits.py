@@ -87,6 +87,14 @@ def open_splits(
     return _finish(folder, settings.data_format, [len(source) for source in sources])
 
 
+def left_unfinished() -> list[Path]:
+    """Folders of the home that a preparation began and did not finish, as when the parameters were
+    changed after it was killed; or that another process prepares now.
+    """
+    folders = sorted((places.home() / "data").glob("*-" + 8 * "[0-9a-f]"))
+    return [folder for folder in folders if folder.is_dir() and not _is_prepared(folder)]
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """(H, W) from "HxW", e.g. "96x128". Raises D3S2Error for anything else, and for sides under 16
     or over 4096.

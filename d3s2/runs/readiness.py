@@ -17,6 +17,7 @@ from d3s2.core.files import read_json, sha256
 from d3s2.core.machine import device_name, memory_mb, pick_device, pinned, require_gpus, versions
 from d3s2.data.benchmarks import FORMATS, count_note
 from d3s2.data.examining import Examination, class_table, examine, lines_to_add
+from d3s2.data.splits import left_unfinished
 from d3s2.runs.network_choice import missing_backbone
 from d3s2.runs.parameters import Settings
 
@@ -57,6 +58,13 @@ def check(settings: Settings) -> Iterator[Check]:
         memory >= NEEDED_MEMORY_MB, f"memory: {memory} MB ({NEEDED_MEMORY_MB} MB are enough)"
     )
     yield _check_folder(settings.run_dir)
+    for folder in left_unfinished():
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 2**20
+        yield Check(
+            True,
+            f"data: {folder} ({size} MB) was not prepared to its end: the run that began it goes "
+            "on there; if none will, delete it",
+        )
     yield from _check_data(settings)
     yield from _check_weights(settings)
 

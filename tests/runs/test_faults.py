@@ -16,13 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from notebook_maker import SLOW, Sequence, stage_cell, write_notebook
+from PIL import Image
 from smoke_run import CELL_TIMEOUT, SmokeRun
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json
+from d3s2.data.scenes import draw_scene
 from d3s2.runs import runner
 from d3s2.runs.stages import MANIFEST, Stage, verify
 
@@ -154,10 +157,14 @@ def test_two_runs_draw_the_same_data_at_once(tmp_path: Path) -> None:
     drawing = [subprocess.Popen(command) for command in commands]
     assert [process.wait(120) for process in drawing] == [0, 0, 0, 0]
     found = [
-        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.p*")}
-        for name in ("shared", "own")
+        {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "shared", tmp_path / "own")
     ]
-    assert found[0] == found[1] and len(found[0]) == 60
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 120
+    for name, path in found[0].items():
+        assert path.read_bytes() == found[1][name].read_bytes(), name
+        drawn = draw_scene(0, "val", int(path.stem))["labels" in path.parts]
+        assert np.array_equal(np.array(Image.open(path)), drawn), name
 
 
 # -------------------------------------------------------------------------------------------- disks
