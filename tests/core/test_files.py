@@ -225,3 +225,17 @@ def test_json_bytes_depend_on_the_value_not_on_the_order_of_its_keys(value: dict
 def test_json_on_disk_is_sorted_with_one_item_a_line(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": [1], "a": "ö"})
     assert (tmp_path / "a.json").read_text("utf-8") == '{\n "a": "ö",\n "b": [\n  1\n ]\n}\n'
+
+
+def test_processes_that_write_one_file_have_a_temporary_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, number = tmp_path / "data.txt", os.getpid()
+    with atomic_path(path) as mine:
+        mine.write_text("mine")
+        with monkeypatch.context() as another:
+            another.setattr(os, "getpid", lambda: number + 1)
+            with atomic_path(path) as theirs:
+                theirs.write_text("theirs")
+        assert path.read_text() == "theirs" and mine.read_text() == "mine"
+    assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]

@@ -17,7 +17,7 @@ from d3s2.data.dataset import ClassInfo
 from d3s2.data.folder import materialise, read_classes, write_classes
 from d3s2.data.opening import open_dataset
 from d3s2.data.splits import open_splits
-from d3s2.runs import config, readiness
+from d3s2.runs import readiness
 
 CLASSES = "id,name,red,green,blue\n3,sky,10,20,30\n7,road,40,50,60\n9,void,0,0,0\n"
 
@@ -133,17 +133,11 @@ def test_what_is_left_of_an_interrupted_preparation_is_known(
     open_splits(wanted, progress=False)
     (tmp_path / "home" / "data" / "camvid").mkdir()  # somebody's own
     assert splits.left_unfinished() == [begun]
-    (said,) = [check for check in check_all(wanted, tmp_path) if str(begun) in check.text]
-    assert said.ok and "delete it" in said.text
+    (said,) = readiness._check_unfinished()
+    assert said.ok and str(begun) in said.text and "delete it" in said.text
     wanted.image_size = "16x24"
     open_splits(wanted, progress=False)
     assert splits.left_unfinished() == []
-
-
-def check_all(wanted: Wanted, tmp_path: Path) -> list[readiness.Check]:
-    """What `d3s2 check` says with these settings."""
-    names = {"run_dir": str(tmp_path / "run"), "profile": "camvid", **vars(wanted)}
-    return list(readiness.check(config.resolve(names, remember=False)))
 
 
 @pytest.mark.parametrize("data_format", ["folder", "scenes"])
