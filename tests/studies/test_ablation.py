@@ -159,9 +159,13 @@ def test_other_data_is_measured_and_painted_anew(settings, tmp_path, monkeypatch
 
     monkeypatch.setattr(ablation, "feature_statistics", measured)
     monkeypatch.setattr(ablation, "synthesise", painted)
+    monkeypatch.setattr(ablation, "load_proxy", lambda *_: None)
+    monkeypatch.setattr(ablation, "load_generator", lambda *_: None)
+    monkeypatch.setattr(Workshop, "masks", lambda *_: np.arange(3))
+    small = replace(settings, train_images=8, val_images=2)
     folders = []
     for content in ("a", "a", "b"):
-        shop = Workshop(settings, tmp_path)
+        shop = Workshop(small, tmp_path)
         shop.train = replace(shop.train, hashes=lambda paths, to=content: [to * 64] * len(paths))
         folders.append(shop.distil("unguided", 0))
     assert folders[0] == folders[1] != folders[2]
