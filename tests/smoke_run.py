@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 CELL_TIMEOUT = 1800
@@ -17,6 +19,13 @@ class SmokeRun:
         self.folder = home / "runs" / "smoke"
         self.environment = os.environ | {"D3S2_HOME": str(home)}
         self.command = [sys.executable, "-m", "d3s2.runs.cli", "run", "--profile", "smoke"]
+
+    def given(self, values: Mapping[str, object]) -> SmokeRun:
+        """The same run in the same folder, with these parameters."""
+        other = copy.copy(self)
+        words = [word for name, value in values.items() for word in ("-p", f"{name}={value}")]
+        other.command = [*self.command, *words]
+        return other
 
     def finish(self) -> str:
         done = subprocess.run(

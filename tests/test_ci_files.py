@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mutants
 import pytest
 import yaml
 
@@ -79,6 +80,18 @@ def test_actions_are_pinned_and_python_is_ours() -> None:
     for _, step in steps(**{"with": ""}):
         if version := step["with"].get("python-version"):
             assert f'requires-python = ">={version},' in asked
+
+
+def test_the_mutants_of_every_room_are_tried() -> None:
+    text = (ROOT / ".github" / "workflows" / "mutants.yml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    assert workflow[True].keys() == {"schedule", "workflow_dispatch"}
+    job = workflow["jobs"]["mutants"]
+    assert job["strategy"]["matrix"]["room"] == list(mutants.ROOMS)
+    assert job["steps"][-1]["run"] == 'make mutants ARGS="${{ matrix.room }}"'
+    assert set(re.findall(r"uses: (.*)", text)) <= set(
+        re.findall(r"uses: (.*)", (ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    )
 
 
 def test_its_commands_exist() -> None:

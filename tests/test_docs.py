@@ -27,6 +27,7 @@ from training_jobs import make_job, write_splits
 
 import d3s2
 from d3s2.core import places
+from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json, write_json
 from d3s2.data import opening
 from d3s2.data.tensors import read_masks
@@ -289,7 +290,12 @@ def test_a_layout_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         kind = (8, 8, 3) if part == "photos" else (8, 8)
         Image.fromarray(np.full(kind, value, np.uint8)).save(tmp_path / "train" / part / "a.png")
     run_block(PAGE, "OPENERS[")
-    leaves = opening.open_dataset("leaves", tmp_path, "train")
+    (tmp_path / "train" / "masks" / "b.png").write_bytes(b"")
+    told: list[D3S2Error] = []
+    leaves = opening.open_dataset("leaves", tmp_path, "train", tell=told.append)
+    assert "b.png has no image" in str(*told)
+    with pytest.raises(D3S2Error, match=re.escape(str(*told))):
+        opening.open_dataset("leaves", tmp_path, "train")
     assert leaves.ids == ("a",) and leaves.class_names == ("ground", "leaf")
     assert (leaves.read_labels(0) == 1).all() and (leaves.read_image(0) == 90).all()
 

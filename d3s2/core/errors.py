@@ -14,6 +14,10 @@ class D3S2Error(Exception):
     """
 
 
+class DiskFull(D3S2Error):
+    """There is no room for what is to be written."""
+
+
 class NotebookFailed(Exception):
     """A notebook ended in an error; the message says where and why, after "<name> failed"."""
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d3s2.core.errors import D3S2Error
+from d3s2.core.errors import D3S2Error, DiskFull
 
 if TYPE_CHECKING:  # the command line answers without them
     import numpy as np
@@ -39,16 +39,46 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     short = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:12]
     temporary = path.with_name(f".{short}.{os.getpid()}.part{path.suffix[:20]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if sync:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise explain(error, path) from error
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if sync:
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         remove(temporary)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """A block that writes `path`: what goes wrong becomes the sentence of `explain` where there is
+    one. PyTorch, safetensors and shutil hide why a write failed, so after their errors the disk
+    itself is asked.
+    """
+    try:
+        yield
+    except D3S2Error:
+        raise
+    except Exception as error:
+        said = explain(error, path) if isinstance(error, OSError) else error
+        if said is error and _is_full(path.parent):
+            said = explain(OSError(errno.ENOSPC, ""), path)
+        if said is error:
+            raise
+        raise said from error
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether a folder's disk has no room for another 64 KB."""
+    probe = folder / f".room.{os.getpid()}.part"
+    try:
+        probe.write_bytes(bytes(2**16))
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        remove(probe)
+    return False
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -168,7 +198,7 @@ def explain(error: OSError, path: Path) -> OSError | D3S2Error:
     every other error as it is.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return D3S2Error(
+        return DiskFull(
             f"The disk is full: {path} could not be written. Free some space, then run the same "
             "again."
         )

@@ -109,10 +109,12 @@ def memory_mb() -> int:
 
 
 def set_threads(threads: int = 0) -> int:
-    """Let PyTorch use this many CPU threads, 0 = all `cores()`; returns the number."""
+    """Let PyTorch use this many CPU threads, 0 = all `cores()`, and never more than those: then
+    they only wait for each other. Returns the number.
+    """
     import torch
 
-    count = threads or cores()
+    count = min(threads or cores(), cores())
     torch.set_num_threads(count)
     return count
 

@@ -21,6 +21,10 @@ IGNORE = 255
 """Train id of pixels that belong to no class; never counted, never trained on."""
 
 _MODES = {"image": ("RGB", "L", "P", "CMYK", "1"), "mask": ("L", "P", "RGB")}
+_EXACT = ("PNG", "TIFF", "BMP")
+"""Formats of files that keep a mask's ids and colours, whatever the file is called. JPEG and lossy
+WebP change colours, and a GIF may number them anew.
+"""
 _WANTED = {
     "image": "8-bit RGB or greyscale",
     "mask": "8-bit ids (grey or indexed) or RGB colours",
@@ -173,6 +177,13 @@ class SegmentationDataset:
             labels = np.array(mask)
         return labels
 
+    def has_labels(self) -> bool:
+        """Whether any pixel of any mask has a class; masks are read up to the first such one.
+
+        Raises D3S2Error for every mask that `read_labels` refuses.
+        """
+        return any((self.read_labels(index) != IGNORE).any() for index in range(len(self)))
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> SegmentationDataset:
         """The images at these positions, in the order given. Raises D3S2Error for a position
         outside the dataset.
@@ -218,6 +229,11 @@ def _opened(path: Path, kind: str, prepare: Callable[[Image.Image], None]) -> Im
     try:
         image = Image.open(path)
         prepare(image)
+    except IsADirectoryError as error:
+        raise BadFile(
+            f"folder instead of {kind}",
+            f"{kind} {path} is a folder: put a file of that name there.",
+        ) from error
     except FileNotFoundError as error:
         raise BadFile(
             "gone", f"{kind} {path} is gone: put it back or prepare the data again."
@@ -229,9 +245,11 @@ def _opened(path: Path, kind: str, prepare: Callable[[Image.Image], None]) -> Im
         UnidentifiedImageError,
         Image.DecompressionBombError,
     ) as error:
+        empty = path.is_file() and not path.stat().st_size
         raise BadFile(
-            f"damaged {kind}",
-            f"cannot read {kind} {path} ({error}): the file is damaged, save or copy it again.",
+            f"empty {kind}" if empty else f"damaged {kind}",
+            f"cannot read {kind} {path} ({'it has 0 bytes' if empty else error}): the file is "
+            "damaged or of a kind that is not read here, save or copy it again.",
         ) from error
     return image
 
@@ -243,7 +261,15 @@ def _picture(path: Path, kind: str) -> Image.Image:
     bits = []
 
     def load(image: Image.Image) -> None:
+        if kind == "mask" and image.format not in _EXACT:
+            raise BadFile(
+                f"mask that is a {image.format} inside",
+                f"mask {path} is a {image.format} inside, which changes ids and colours: save it "
+                "as PNG from the original.",
+            )
         bits.append(_bits(image, path))
+        if image.format == "TIFF":
+            image.filename = ""  # Pillow 13 maps a plain file that EXIF turns sideways as it lies
         image.load()
 
     image = _opened(path, kind, load)
@@ -253,7 +279,7 @@ def _picture(path: Path, kind: str) -> Image.Image:
         raise _refused(path, kind, f"{bits[0]}-bit greyscale")
     image = _without_alpha(image, path, kind)
     if image.mode not in _MODES[kind]:
-        raise _refused(path, kind, image.mode)
+        raise _refused(path, kind, "1-bit black and white" if image.mode == "1" else image.mode)
     orientation = _orientation(image)
     if orientation == 1:
         return image
@@ -287,14 +313,18 @@ def _narrowed(image: Image.Image, path: Path, kind: str, bits: int) -> Image.Ima
     """The 8 bits of a picture of 16 whose every value is 257 times one of 8, upper byte = lower
     byte. Raises BadFile for all else.
     """
-    refused = _refused(path, kind, f"{bits}-bit {image.mode}")
-    if bits != 16 or "transparency" in image.info:
-        raise refused
+    if bits != 16:
+        raise _refused(path, kind, f"{bits}-bit {image.mode}")
+    if "transparency" in image.info:
+        raise _refused(path, kind, f"16-bit {image.mode} with transparency")
+    refused = _refused(path, kind, f"16-bit {image.mode}, not all values 257 times one of 8 bits")
     if image.mode.startswith("I;16"):
         values = np.array(image)
         if (values % 257).any():
             raise refused
-        return _with_info(Image.fromarray((values // 257).astype(np.uint8)), image)
+        narrow = Image.fromarray((values // 257).astype(np.uint8))
+        narrow.info = image.info  # with the EXIF data, if any
+        return narrow
     try:
         with Image.open(path) as lower:
             lower.tile = [_other_half(tile) for tile in lower.tile]
@@ -314,7 +344,7 @@ def _other_half(tile: tuple) -> tuple:
     if not raw[:-1].endswith(";16"):
         raise ValueError(f"no 16 bits a channel: {raw}")
     changed = (raw[:-1] + _OTHER_HALF[raw[-1]], *arguments[1:])
-    return tile._replace(args=changed if isinstance(tile.args, tuple) else changed[0])
+    return tile._replace(args=changed)
 
 
 def _without_alpha(image: Image.Image, path: Path, kind: str) -> Image.Image:
@@ -327,13 +357,7 @@ def _without_alpha(image: Image.Image, path: Path, kind: str) -> Image.Image:
     alpha = image.convert("RGBA").getchannel("A")
     if alpha.getextrema()[0] < 255:
         raise _refused(path, kind, f"{image.mode} with transparency")
-    return _with_info(image.convert(plain or "RGB"), image)
-
-
-def _with_info(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """The picture with the EXIF data, if any, of what it was made from."""
-    picture.info = {key: value for key, value in source.info.items() if key != "transparency"}
-    return picture
+    return image.convert(plain or "RGB")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -365,10 +389,11 @@ def _from_ids(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
         wrong = np.bincount(raw[labels < 0])
         unknown = {int(value): int(wrong[value]) for value in np.flatnonzero(wrong)}
         remedy = code.remedy or "add the class there, or write 255 (ignore) in the mask."
+        first = ", ".join(map(str, list(unknown)[:5]))
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise BadFile(
             "mask with an unknown id",
-            f"mask {path} holds id {', '.join(map(str, list(unknown)[:5]))}, which {code.source} "
-            f"does not list: {remedy}",
+            f"mask {path} holds id {first}{more}, which {code.source} does not list: {remedy}",
             unknown,
         )
     return labels.astype(np.uint8)
@@ -382,7 +407,7 @@ def _from_colors(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
     wrong = [index for index, color in enumerate(colors) if color not in code.colors]
     if not wrong:
         table = np.array([code.colors[color] for color in colors], dtype=np.uint8)
-        return table[inverse].reshape(packed.shape)
+        return table[inverse]
     grey = bool(code.colors) and all(red == green == blue for red, green, blue in colors)
     known = grey and all(code.to_train[red] >= 0 for red, _, _ in colors)
     if known and _grey_is_clear(code):
@@ -391,12 +416,16 @@ def _from_colors(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
         "its channels are equal, as if they were ids, but a grey there means another class than "
         "the id of that value: save ids in one channel."
         if known
-        else "add the colour there; and save masks as PNG, since JPEG changes colours."
+        else "add the colour there. Where colours are many and not meant, the mask was smoothed or "
+        "was a JPEG once: make it anew."
+        if len(wrong) > 20
+        else "add the colour there."
     )
+    one_of = f" (one of {len(wrong)} unknown)" if len(wrong) > 1 else ""
     raise BadFile(
         "mask with an unknown colour",
-        f"mask {path} holds colour {colors[wrong[0]]} (one of {len(wrong)} unknown), which "
-        f"{code.source} does not list: {remedy}",
+        f"mask {path} holds colour {colors[wrong[0]]}{one_of}, which {code.source} does not list: "
+        f"{remedy}",
         {colors[index]: int(counts[index]) for index in wrong},
     )
 

@@ -25,13 +25,17 @@ Value = int | tuple[int, int, int]
 
 @dataclass
 class Fault:
-    """One kind of fault: how many files have it, and the sentence about the first of them."""
+    """One kind of fault: how many files, or lines of classes.csv, have it, and the sentence about
+    the first of them.
+    """
 
     count: int
     first: str
+    what: str = "files"
 
     def __str__(self) -> str:
-        return self.first if self.count == 1 else f"{self.first} ({self.count} files with this)"
+        many = f" ({self.count} {self.what} with this)"
+        return self.first + (many if self.count > 1 else "")
 
 
 @dataclass
@@ -58,7 +62,8 @@ class Examination:
     def note(self, error: D3S2Error) -> None:
         """Count a fault under its kind; what has no kind of its own is a kind by itself."""
         kind = error.kind if isinstance(error, BadFile) else str(error)
-        known = self.faults.setdefault(kind, Fault(0, str(error)))
+        what = "lines" if kind.startswith("line ") else "files"
+        known = self.faults.setdefault(kind, Fault(0, str(error), what))
         known.count += 1
         if isinstance(error, BadFile):
             self.unknown.update(error.unknown)
@@ -88,7 +93,7 @@ def examine(
     bar = BAR | ({} if sys.stderr.isatty() else IN_A_LOG)
     for index in tqdm(places, desc=f"reading {split}", disable=not progress, **bar):
         _look_into(found, dataset, int(index))
-    if found.read == len(dataset) and not found.faults and not found.pixels.any():
+    if found.read == len(dataset) and not found.faults and not dataset.has_labels():
         found.note(
             D3S2Error(
                 f"no mask of {dataset.name}/{split} has a pixel of a class, all {found.read} are "

@@ -12,6 +12,7 @@ checksum is published the SHA-256 found is printed: keep it. Mind each data set'
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -29,7 +30,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from d3s2.core.errors import D3S2Error
-from d3s2.core.files import atomic_path, read_json, write_json
+from d3s2.core.files import atomic_path, explain, read_json, write_json
 
 CHUNK = 2**20
 TIMEOUT = 60
@@ -263,6 +264,8 @@ def _ask(url: str, part: _Part, known: Mapping[str, Any], report: Report) -> boo
             f"{url} answers {error.code} {error.reason}: check the address, or fetch it by hand."
         ) from error
     except (OSError, HTTPException) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise explain(error, part.path) from error
         reason = getattr(error, "reason", error)
         raise D3S2Error(
             f"{url} could not be read ({reason}); {part.size} bytes are kept. The same command "

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import write_csv, write_png
-from d3s2.data.dataset import IGNORE, ClassInfo, MaskCode, SegmentationDataset
+from d3s2.data.dataset import IGNORE, BadFile, ClassInfo, MaskCode, SegmentationDataset
 from d3s2.data.pairing import Tell, checked_size, existing_folder, pair_up, refuse
 
 CLASS_HEADER = ["id", "name", "red", "green", "blue"]
@@ -114,23 +114,21 @@ def read_classes(path: Path, tell: Tell = refuse) -> tuple[tuple[ClassInfo, ...]
     to_train[IGNORE] = IGNORE
     for line, row in enumerate(rows, start=2):
         try:
-            number, name, color = _class_row(path, line, row)
+            number, color = _class_row(path, line, row)
         except D3S2Error as error:
             tell(error)
             continue
+        name = (row["name"] or "").strip()
+        if fault := _fault_of_name(path, line, name, classes):
+            tell(fault)  # who goes on nevertheless knows the id and the colour
+            name = f"line {line}"
         ignored = name.lower() in _IGNORE_NAMES
         taken = {
             f"id {number}": to_train[number] >= 0 and not (ignored and number == IGNORE),
             f"colour {color}": color in colors,
-            f"name {name!r}": name in [info.name for info in classes],
         }
         if again := [what for what, used in taken.items() if used]:
-            tell(
-                D3S2Error(
-                    f"{path} line {line} uses {again[0]} again: each class needs its own (255 "
-                    "always means ignore)."
-                )
-            )
+            tell(_used_again(path, line, again[0]))
             continue
         to_train[number] = colors[color] = IGNORE if ignored else len(classes)
         if not ignored:
@@ -160,19 +158,37 @@ def write_classes(path: Path, classes: Sequence[ClassInfo]) -> None:
     write_csv(path, lines)
 
 
-def _class_row(path: Path, line: int, row: dict[str, str]) -> tuple[int, str, tuple[int, int, int]]:
+def _class_row(path: Path, line: int, row: dict[str, str]) -> tuple[int, tuple[int, int, int]]:
     values = []
     for column in ("id", "red", "green", "blue"):
         text = (row[column] or "").strip()
-        if not text.isdecimal() or int(text) > 255:
-            raise D3S2Error(
+        if not text.isdecimal() or len(text) > 9 or int(text) > 255:  # int() wants no thousands
+            why = " (masks hold 8 bits a pixel: 255 classes at most)" if column == "id" else ""
+            raise BadFile(
+                f"line with a wrong {column}",
                 f"{path} line {line}: {column} is {text!r}, it must be a whole number from 0 to "
-                "255."
+                f"255{why}.",
             )
         values.append(int(text))
-    name = (row["name"] or "").strip()
+    return values[0], (values[1], values[2], values[3])
+
+
+def _fault_of_name(
+    path: Path, line: int, name: str, classes: Sequence[ClassInfo]
+) -> D3S2Error | None:
     if not name:
-        raise D3S2Error(
-            f"{path} line {line}: the class has no name, write one in the column 'name'."
+        return BadFile(
+            "line without a name",
+            f"{path} line {line}: the class has no name, write one in the column 'name'.",
         )
-    return values[0], name, (values[1], values[2], values[3])
+    if name in [info.name for info in classes]:
+        return _used_again(path, line, f"name {name!r}")
+    return None
+
+
+def _used_again(path: Path, line: int, what: str) -> D3S2Error:
+    return BadFile(
+        f"line with a {what.partition(' ')[0]} that is used",
+        f"{path} line {line} uses {what} again: each class needs its own (255 always means "
+        "ignore).",
+    )

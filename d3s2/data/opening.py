@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from d3s2.data.pairing import Tell, refuse
 
 OPENERS = {"folder": open_folder, "camvid": open_camvid}
 OPENERS |= {name: partial(open_benchmark, name) for name in FORMATS}
-"""What opens each layout: a function of the data's folder, the split, and the size to resize to; it
-may take `tell`, see `open_dataset`, and else refuses the first fault.
+"""What opens each layout: a function of the data's folder, the split, the size to resize to, and
+what to do about a fault, all as in `open_dataset`.
 """
 
 
@@ -35,7 +34,4 @@ def open_dataset(
     """
     if format not in OPENERS:
         raise D3S2Error(f"unknown data format {format!r}: use {', '.join(map(repr, OPENERS))}.")
-    opener = OPENERS[format]
-    if "tell" in inspect.signature(opener).parameters:
-        return opener(root, split, size, tell=tell)
-    return opener(root, split, size)
+    return OPENERS[format](root, split, size, tell)

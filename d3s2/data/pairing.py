@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +37,18 @@ def checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
             f"image size {size} is not a pair of positive numbers: give (height, width)."
         )
     return size
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(H, W) from "HxW", e.g. "96x128". Raises D3S2Error for anything else, and for sides under 16
+    or over 4096.
+    """
+    found = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text.lower())
+    if found is None or not all(16 <= int(side) <= 4096 for side in found.groups()):
+        raise D3S2Error(
+            f"image_size is {text!r}: give height x width from 16 to 4096, such as 96x128."
+        )
+    return int(found[1]), int(found[2])
 
 
 class Pairs(NamedTuple):
@@ -80,6 +94,7 @@ def pairs(
             D3S2Error(
                 f"image {image_files[alone[0]]} has no mask ({len(alone)} such): add "
                 f"{labels / (alone[0] + '.png')} or take the image away."
+                f"{_nearly(alone, labels)}"
             )
         )
     alone = sorted(label_files.keys() - image_files.keys())
@@ -88,6 +103,7 @@ def pairs(
             D3S2Error(
                 f"mask {label_files[alone[0]]} has no image ({len(alone)} such): add "
                 f"{images / alone[0]}.png (or .jpg) or take the mask away."
+                f"{_nearly(alone, images)}"
             )
         )
     ids = tuple(sorted(image_files.keys() & label_files.keys()))
@@ -96,13 +112,38 @@ def pairs(
     )
 
 
+def _nearly(names: Iterable[str], folder: Path) -> str:
+    """A sentence about a file that is there and whose name is nearly one of those that lack."""
+    there = {_folded(path.stem): path.name for path in _visible(folder)}
+    for name in names:
+        if found := there.get(_folded(name)):
+            return (
+                f" There is {found!r}: the names must be the same, letter by letter, and a mask be "
+                "a .png."
+            )
+    return ""
+
+
+def _folded(name: str) -> str:
+    """A name without what the eye, or another system, takes for the same."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+def _visible(folder: Path) -> list[Path]:
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in there if not path.name.startswith(".")]
+
+
 def files_by_stem(folder: Path, suffixes: tuple[str, ...], tell: Tell = refuse) -> dict[str, Path]:
     """The files of a folder by their names without suffix. Tells of two of one name, of which the
     first counts; raises D3S2Error for no folder.
     """
     if not folder.is_dir():
+        above = next(path for path in folder.absolute().parents if path.is_dir())
+        inner = [path.name for path in _visible(above) if path.is_dir()]
+        listed = f" {above} holds the folders {', '.join(inner[:8])}." if inner else ""
         raise D3S2Error(
-            f"folder {folder} does not exist: check data_root and the layout of the data."
+            f"folder {folder} does not exist: check data_root and the layout of the data.{listed}"
         )
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):

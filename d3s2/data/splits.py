@@ -25,9 +25,10 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, read_json, write_json
 from d3s2.core.hashes import remembered_hashes
 from d3s2.data import scenes
-from d3s2.data.dataset import IGNORE, SegmentationDataset
+from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.folder import materialise, open_folder, write_classes
 from d3s2.data.opening import open_dataset
+from d3s2.data.pairing import parse_size
 from d3s2.data.scenes import scenes_classes
 
 SPLITS = ("train", "val")
@@ -57,24 +58,10 @@ def open_splits(
     that scenes do not have, a number of images above the split's, a split without a labelled pixel,
     a prepared folder that was changed, and everything that `open_dataset` and the readers find.
     """
-    counts = (settings.train_images, settings.val_images)
-    if min(counts) < 0:
-        raise D3S2Error(
-            f"train_images and val_images are {counts}: give numbers of images, 0 = all."
-        )
-    size = parse_size(settings.image_size)
+    size, counts = parse_size(settings.image_size), _counts(settings)
     if settings.data_format == "scenes":
         return _open_scenes(size, counts, progress)
-    if not settings.data_root:
-        raise D3S2Error(
-            f"data_format {settings.data_format!r} reads a folder of yours: name it with -p "
-            f"data_root=/path/to/data."
-        )
-    root = settings.data_root
-    sources = [
-        _thin(_remembering(open_dataset(settings.data_format, root, split, size)), count)
-        for split, count in zip(SPLITS, counts, strict=True)
-    ]
+    sources = _sources(settings)
     for source in sources:
         _require_labels(source)
     decides = [code_version("data.dataset"), *(source.fingerprint() for source in sources)]
@@ -95,21 +82,45 @@ def left_unfinished() -> list[Path]:
     return [folder for folder in folders if folder.is_dir() and not _is_prepared(folder)]
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """(H, W) from "HxW", e.g. "96x128". Raises D3S2Error for anything else, and for sides under 16
-    or over 4096.
+def count_splits(settings: DataSettings) -> tuple[int, int]:
+    """Images of (train, val) in a run. Nothing is written, and masks are read up to the first that
+    has a class. Raises D3S2Error as `open_splits` does before it writes.
     """
-    height, _, width = text.lower().partition("x")
-    if not (
-        height.isdecimal()
-        and width.isdecimal()
-        and 16 <= min(int(height), int(width))
-        and max(int(height), int(width)) <= 4096
-    ):
+    if settings.data_format == "scenes":
+        return _of_scenes(_counts(settings))
+    sources = _sources(settings)
+    for source in sources:
+        _require_labels(source)
+    return len(sources[0]), len(sources[1])
+
+
+def _counts(settings: DataSettings) -> tuple[int, int]:
+    counts = (settings.train_images, settings.val_images)
+    if min(counts) < 0:
         raise D3S2Error(
-            f"image_size is {text!r}: give height x width from 16 to 4096, such as 96x128."
+            f"train_images and val_images are {counts}: give numbers of images, 0 = all."
         )
-    return int(height), int(width)
+    return counts
+
+
+def _sources(settings: DataSettings) -> list[SegmentationDataset]:
+    """Both splits of a folder of the user's, of as many images as asked for."""
+    if not settings.data_root:
+        raise D3S2Error(
+            f"data_format {settings.data_format!r} reads a folder of yours: name it with -p "
+            f"data_root=/path/to/data."
+        )
+    size, counts = parse_size(settings.image_size), _counts(settings)
+    return [
+        _thin(
+            _remembering(open_dataset(settings.data_format, settings.data_root, split, size)), count
+        )
+        for split, count in zip(SPLITS, counts, strict=True)
+    ]
+
+
+def _of_scenes(counts: tuple[int, int]) -> tuple[int, int]:
+    return counts[0] or SCENES_COUNTS[0], counts[1] or SCENES_COUNTS[1]
 
 
 def _open_scenes(
@@ -120,7 +131,7 @@ def _open_scenes(
             f"image_size is {size[0]}x{size[1]} but scenes are drawn at "
             f"{scenes.SIZE}x{scenes.SIZE}."
         )
-    wanted = [count or standard for count, standard in zip(counts, SCENES_COUNTS, strict=True)]
+    wanted = list(_of_scenes(counts))
     drawn = [code_version("data.scenes"), SCENES_SEED, wanted]
     folder = places.home() / "data" / f"scenes-{_short(drawn)}"
     if not _is_prepared(folder):
@@ -181,14 +192,12 @@ def _remembering(dataset: SegmentationDataset) -> SegmentationDataset:
 
 
 def _require_labels(dataset: SegmentationDataset) -> None:
-    """Raise D3S2Error when no mask has a pixel of a class; mostly the first one has."""
-    for index in range(len(dataset)):
-        if (dataset.read_labels(index) != IGNORE).any():
-            return
-    raise D3S2Error(
-        f"no mask of {dataset.name}/{dataset.split} has a pixel of a class, all {len(dataset)} are "
-        "ignored throughout: check the ids of its masks."
-    )
+    """Raise D3S2Error when no mask has a pixel of a class."""
+    if not dataset.has_labels():
+        raise D3S2Error(
+            f"no mask of {dataset.name}/{dataset.split} has a pixel of a class, all {len(dataset)} "
+            "are ignored throughout: check the ids of its masks."
+        )
 
 
 def _refuse_foreign_files(folder: Path, names: Mapping[str, Sequence[str]]) -> None:

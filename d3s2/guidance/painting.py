@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -332,7 +333,7 @@ def _paint_at_once(ranks: Sequence[int], job: _Job) -> list[_Painted]:
     ids = job.ids(ranks)
     labels = read_masks(job.dataset, [job.indices[rank] for rank in ranks], painter.device)
     tries = [
-        to_uint8(generate(painter, labels, ids, recipe, candidate, job.memory))
+        _rounded(generate(painter, labels, ids, recipe, candidate, job.memory), ids)
         for candidate in range(recipe.candidates)
     ]
     # Judged as they will be read: rounded to bytes.
@@ -348,6 +349,19 @@ def _paint_at_once(ranks: Sequence[int], job: _Job) -> list[_Painted]:
         _Painted(pixels[k], written[k], _record(job, rank, k, chosen[k], verdicts, sight))
         for k, rank in enumerate(ranks)
     ]
+
+
+def _rounded(images: Tensor, ids: Sequence[str]) -> np.ndarray:
+    """uint8[B, H, W, 3] of images float[B, 3, H, W]. Raises D3S2Error, naming the mask, where one
+    is not finite: NaN would come out black.
+    """
+    finite = images.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        raise D3S2Error(
+            f"The image of mask {ids[finite.index(False)]} is not finite and is not written: lower "
+            "the guidance scales, or give the networks more precision."
+        )
+    return to_uint8(images)
 
 
 @torch.no_grad()
@@ -373,7 +387,7 @@ def _record(
     sight: _Sight,
 ) -> dict[str, Any]:
     """How the image at this place of the ranking was made, the k-th of its batch, and what is seen
-    in it.
+    in it; null stands for a try's score that is not finite. Raises D3S2Error for other numbers so.
     """
     recipe = job.recipe
     name = job.ids([rank])[0]
@@ -390,8 +404,15 @@ def _record(
     }
     if recipe.candidates > 1:
         record["candidate"] = candidate
-        record["scores"] = [verdict[recipe.score][k] for verdict in verdicts]
+        scores = [verdict[recipe.score][k] for verdict in verdicts]
+        record["scores"] = [score if math.isfinite(score) else None for score in scores]
     said = {what: values[k] for what, values in verdicts[candidate].items()}
+    for what, value in said.items():
+        if not math.isfinite(value):
+            raise D3S2Error(
+                f"The {what} of the image of mask {name} is {value}, which no record can hold: "
+                "look at what the proxy answers."
+            )
     return said | record
 
 
@@ -441,7 +462,7 @@ class _MadeSoFar:
         features = [layer[: len(ids)] for layer in proxy(pad_batch(images)).features]
         if self._moments is None:
             widths = [layer.shape[1] for layer in features]
-            self._moments = ClassMoments(self.job.dataset.num_classes, widths, proxy.layers)
+            self._moments = ClassMoments(self.job.dataset.num_classes, widths)
         self._moments.update(features, labels)
 
     def _read(self, part: str, ids: Sequence[str]) -> np.ndarray:

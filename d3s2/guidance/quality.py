@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,7 +97,7 @@ def class_mean_losses(
         members = class_members(labels, classes).cpu().flatten()
         total.index_add_(0, members, loss)
         pixels.index_add_(0, members, torch.ones_like(loss))
-    return torch.where(pixels > 0, total / pixels.clamp(min=1), torch.inf)[:classes]
+    return torch.where(pixels > 0, total / pixels, torch.inf)[:classes]
 
 
 def kept_class_losses(proxy: ProxySegmenter, dataset: SegmentationDataset, path: Path) -> Tensor:
@@ -130,12 +129,14 @@ def ignore_doubtful(
 
 
 def best(verdicts: Sequence[Mapping[str, Sequence[float]]], score: str) -> list[int]:
-    """For each image of a batch, which of several tries has the best score (the first of equals).
+    """For each image of a batch, which of several tries has the best score (the first of equals;
+    NaN is worse than any number).
 
     Args:
         verdicts: `judge`'s answer for each try; score: a key of `SCORES`.
     Raises:
-        D3S2Error: for an unknown score, and one that the verdicts, of another judge, do not hold.
+        D3S2Error: for an unknown score, one that the verdicts, of another judge, do not hold, and
+            an image whose tries are all NaN.
     """
     if score not in SCORES:
         raise D3S2Error(f"score is {score!r}: choose {', '.join(SCORES)}.")
@@ -143,5 +144,19 @@ def best(verdicts: Sequence[Mapping[str, Sequence[float]]], score: str) -> list[
         raise D3S2Error(
             f"score is {score!r}, but the judge gives {', '.join(verdicts[0])}: choose one of them."
         )
-    values = np.array([verdict[score] for verdict in verdicts])
-    return (SCORES[score] * values).argmax(0).tolist()
+    sign = SCORES[score]
+    return [
+        _first_best([sign * value for value in tries], f"{score} of image {k} of the batch")
+        for k, tries in enumerate(zip(*(verdict[score] for verdict in verdicts), strict=True))
+    ]
+
+
+def _first_best(values: Sequence[float], what: str) -> int:
+    """The place of the largest number, the first of equals. Raises D3S2Error if all are NaN."""
+    numbers = [place for place, value in enumerate(values) if not math.isnan(value)]
+    if not numbers:
+        raise D3S2Error(
+            f"The {what} is NaN in all {len(values)} tries, so none is the best: look at what the "
+            "proxy answers."
+        )
+    return max(numbers, key=values.__getitem__)

@@ -27,6 +27,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d3s2.core.files import explained
 from d3s2.data.dataset import IGNORE
 
 
@@ -103,8 +104,12 @@ class LayoutUNet(ModelMixin, ConfigMixin):
 
 
 def save_half(model: ModelMixin, folder: Path) -> None:
-    """Write config.json and fp16 safetensors; the model itself keeps its precision."""
-    nn.Module.half(copy.deepcopy(model)).save_pretrained(folder)
+    """Write config.json and fp16 safetensors; the model itself keeps its precision.
+
+    Raises D3S2Error when the disk is full.
+    """
+    with explained(folder / "config.json"):
+        nn.Module.half(copy.deepcopy(model)).save_pretrained(folder)
 
 
 @dataclass
@@ -147,7 +152,8 @@ class LayoutGenerator:
     def save(self, folder: Path) -> None:
         """Write `unet/` (fp16 safetensors) and `scheduler/` in diffusers' own format."""
         save_half(self.unet, folder / "unet")
-        self.scheduler.save_pretrained(folder / "scheduler")
+        with explained(folder / "scheduler"):
+            self.scheduler.save_pretrained(folder / "scheduler")
 
 
 def noise_schedule() -> DDIMScheduler:

@@ -68,7 +68,8 @@ def lines(
         curves.items(), ("#d1495b", "#3a7ca5", "#edae49", *SPARE), strict=False
     ):
         cell.plot(x, values, color=color, label=name)
-    cell.legend(frameon=False, fontsize=8)
+    if curves:
+        cell.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.places import EMBEDDED_WEIGHTS
+from d3s2.data.pairing import parse_size
 
 DATA_FORMATS = ("scenes", "folder", "camvid", "ade20k", "cocostuff", "voc2012", "voc2012aug")
 PALETTES = ("ade20k", "coco", "dataset")
@@ -30,9 +31,11 @@ def _parameter(
     unit: str = "",
     choices: tuple[str, ...] = (),
     decides: bool = True,
+    divides: int = 0,
 ) -> Any:
     metadata = {"type": kind, "help": help, "low": low, "high": high, "unit": unit}
-    return field(metadata=metadata | {"choices": choices, "decides": decides})
+    more = {"choices": choices, "decides": decides, "divides": divides}
+    return field(metadata=metadata | more)
 
 
 def _machine(kind: type, help: str, *bounds: Any, **more: Any) -> Any:
@@ -90,7 +93,7 @@ class Settings:
         1,
         "share of the pixels",
     )
-    steps: int = _parameter(int, "sampling steps", 1, 1000, "steps")
+    steps: int = _parameter(int, "sampling steps", 1, 1000, "steps", divides=1000)
     cfg_scale: float = _parameter(
         float, "classifier-free guidance scale; 1 = plain conditional sampling", 0, 50
     )
@@ -236,7 +239,8 @@ def typed(name: str, value: Any) -> Any:
         raise D3S2Error(f"{name} is {value!r}: give {expected(name)}.") from error
     too_low = meta["low"] is not None and not found >= meta["low"]  # written so that NaN fails
     too_high = meta["high"] is not None and not found <= meta["high"]
-    if too_low or too_high or (meta["choices"] and found not in meta["choices"]):
+    no_choice = meta["choices"] and found not in meta["choices"]
+    if too_low or too_high or no_choice or (meta["divides"] and meta["divides"] % found):
         raise D3S2Error(f"{name} is {value!r}: give {expected(name)}.")
     return found
 
@@ -251,6 +255,8 @@ def expected(name: str) -> str:
         words.append(f"from {meta['low']}")
     if meta["high"]:
         words.append(f"to {meta['high']}")
+    if meta["divides"]:
+        words.append(f"that divides {meta['divides']}")
     return f"{' '.join(words)} ({meta['help']})"
 
 
@@ -268,20 +274,32 @@ def require_known(names: Iterable[str], known: Iterable[str] = FIELDS) -> None:
 def check_together(settings: Settings, defaults: Mapping[str, Any]) -> None:
     """What concerns two parameters at once. defaults: the values of the profile `scenes`.
 
-    Raises D3S2Error for a window that ends before it starts, pretrained models for scenes, and a
-    budget that is no number of images.
+    Raises D3S2Error for a window that ends before it starts, pretrained models and another size
+    for scenes, a size or a budget that is none, and a batch that its GPUs cannot share.
     """
     start, end = settings.window_start, settings.window_end
     if start > end:
         raise D3S2Error(f"window_start is {start} and window_end {end}: start before the end.")
+    size = parse_size(settings.image_size)
     if settings.data_format == "scenes":
+        if size != parse_size(defaults["image_size"]):
+            raise D3S2Error(
+                f"image_size is {settings.image_size!r} but scenes are drawn at "
+                f"{defaults['image_size']}: leave it away."
+            )
         for name in ("generator", "proxy_config", "network"):
             if getattr(settings, name) != defaults[name]:
                 raise D3S2Error(
                     f"{name} is {getattr(settings, name)!r} but scenes come with their own small "
                     "networks: leave it away, or take another profile or data_format."
                 )
-    if not 0 < settings.budget < float("inf"):
+    if settings.batch_size % settings.gpus:
+        raise D3S2Error(
+            f"batch_size is {settings.batch_size} and gpus {settings.gpus}: the GPUs share a "
+            "batch, take a batch_size that gpus divides."
+        )
+    broken = settings.budget > 1 and settings.budget % 1
+    if broken or not 0 < settings.budget < float("inf"):
         raise D3S2Error(
             f"budget is {settings.budget}: give a share of the images (up to 1) or their number."
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from d3s2.core.errors import D3S2Error
 from d3s2.core.places import home
 
 
@@ -20,3 +22,9 @@ def missing(what: str, path: Path, address: str, parameter: str) -> str:
     return f"{what}, {path}, is missing; " + (
         fetch if address else f"name it with -p {parameter}=FILE"
     )
+
+
+def require(problems: Iterable[str]) -> None:
+    """Raise D3S2Error with the first of these sentences, if any."""
+    for sentence in problems:
+        raise D3S2Error(sentence)

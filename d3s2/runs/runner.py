@@ -22,11 +22,12 @@ from d3s2.core.errors import D3S2Error, NotebookFailed
 from d3s2.core.files import digest, read_json, write_json
 from d3s2.runs import config
 from d3s2.runs.execution import execute, variable
-from d3s2.runs.network_choice import require_backbone
+from d3s2.runs.locks import RUN, run_lock
 from d3s2.runs.notebooks import Chapter, publish, read_chapters
 from d3s2.runs.parameters import DECIDING, Settings, require_known
 from d3s2.runs.progress import Display, Meter, clock
-from d3s2.runs.stages import IN_PROGRESS, STAGE_LOG, run_lock, supersede, verify
+from d3s2.runs.refusals import refuse_early
+from d3s2.runs.stages import IN_PROGRESS, STAGE_LOG, supersede, verify
 
 EXECUTED = "executed"
 
@@ -65,12 +66,13 @@ def run(
         names = {"threads": 1} | dict(names)
     chapters, settings = _resolve(names, notebooks)
     _check_plan(plan, chapters)
-    require_backbone(settings)
-    told = json.dumps({name: value for name, value in names.items() if value is not None})
+    refuse_early(settings)
+    told = json.dumps(asdict(settings))  # whatever is noted in run.json meanwhile
     with (
         run_lock(settings.run_dir),
         variable(parallel.SCHEDULER, scheduler),
         variable(config.PARAMETERS, told),
+        variable(RUN, str(os.getpid())),
     ):
         _run_all(chapters, settings, plan)
     return settings

@@ -22,8 +22,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import (
     digest,
     explain,
+    explained,
     read_json,
     remove,
     remove_abandoned,
@@ -39,6 +39,7 @@ from d3s2.core.files import (
     write_csv,
     write_json,
 )
+from d3s2.runs.locks import begin_writing, end_writing, run_lock
 
 __all__ = ["Stage", "read_json", "run_lock", "supersede", "verify", "write_csv", "write_json"]
 """Files are written and read by the same few functions everywhere; a notebook finds them here."""
@@ -102,7 +103,7 @@ class Stage:
         """Open the finished stage of an earlier notebook: `folder`, `key`, `parameters`.
 
         Raises D3S2Error, naming the notebook to run, when the stage is missing, unfinished or
-        damaged.
+        damaged, or was made from other stages than those that lie beside it.
         """
         folder = Path(run_dir) / name
         notebook = WRITERS.get(name)
@@ -120,6 +121,7 @@ class Stage:
                 f"The stage {name!r} is damaged ({damage}): {fix} again, it will be made anew."
             )
         _refuse_strangers(folder, manifest)
+        _refuse_other_inputs(Path(run_dir), manifest, fix)
         stage = cls.__new__(cls)
         stage.run_dir, stage.name, stage.folder = Path(run_dir), name, folder
         stage.parameters, stage.key = manifest["parameters"], manifest["key"]
@@ -147,8 +149,12 @@ class Stage:
 
         What an interrupted run with the same key left is kept, so that finished items need not be
         made again. A folder of another key, a finished one and a foreign one are moved to
-        `superseded/`; nothing is deleted but temporary files whose process has ended.
+        `superseded/`; nothing is deleted but temporary files whose process has ended. Until
+        `finish`, or this process's end, no other process may begin a stage of the run folder.
+
+        Raises D3S2Error, naming the process, when another one writes there.
         """
+        begin_writing(self.run_dir, self.name)
         marker = {**self._made_of, "key": self.key}
         unfinished = not (self.folder / MANIFEST).exists()
         if not (unfinished and _read_marker(self.folder / IN_PROGRESS) == marker):
@@ -171,16 +177,17 @@ class Stage:
         files = {name: _entry(self.folder / name) for name in _listed(self.folder)}
         write_json(self.folder / MANIFEST, {**self._made_of, "key": self.key, "files": files})
         remove(self.folder / IN_PROGRESS)
+        end_writing(self.run_dir, self.name)
         self._note()
 
     def _note(self) -> None:
         if log := os.environ.get(STAGE_LOG):
-            with open(log, "a", encoding="utf-8") as file:
-                entry = {
-                    "run_dir": str(self.run_dir.absolute()),
-                    "name": self.name,
-                    "key": self.key,
-                }
+            entry = {
+                "run_dir": str(self.run_dir.absolute()),
+                "name": self.name,
+                "key": self.key,
+            }
+            with explained(Path(log)), open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
 
@@ -286,33 +293,15 @@ def _refuse_strangers(folder: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-# --------------------------------------------------------------------------------------------- lock
-@contextmanager
-def run_lock(run_dir: str | Path) -> Iterator[None]:
-    """Hold the run folder for this process; the system releases it when the process ends, even by
-    kill -9.
-
-    Raises D3S2Error when another run holds it, or the folder cannot be made or written.
+def _refuse_other_inputs(run_dir: Path, manifest: Mapping[str, Any], fix: str) -> None:
+    """Raise D3S2Error where a stage that this one was made from has been made anew since, as when a
+    notebook was executed by hand with another value: their numbers do not belong together.
     """
-    import fcntl  # not on Windows, where the rest of this module can still be used
-
-    path = Path(run_dir) / ".lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, with the lock
-    except OSError as error:
-        raise explain(error, path) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
+    for name, key in manifest.get("inputs", {}).items():
+        folder = run_dir / name
+        found = _read_marker(folder / MANIFEST) or _read_marker(folder / IN_PROGRESS)
+        if found and found.get("key") != key:
             raise D3S2Error(
-                f"Another run (process {owner}) is using {run_dir}: wait for it, or choose another "
-                "run_dir."
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+                f"The stage {manifest['name']!r} was made from another {name!r} than the one in "
+                f"{run_dir}: {fix} again, or all with d3s2 run."
+            )

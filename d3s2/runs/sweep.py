@@ -25,9 +25,9 @@ from d3s2.core.files import digest, write_json
 from d3s2.core.processes import bound_environment
 from d3s2.runs import runner, sweep_report
 from d3s2.runs.config import resolve
+from d3s2.runs.locks import run_lock
 from d3s2.runs.parameters import parse
 from d3s2.runs.progress import clock
-from d3s2.runs.stages import run_lock
 
 RECORD, LOG = "sweep.json", "run.log"
 LONGEST_NAME = 120

@@ -64,7 +64,7 @@ def _area_weights(source: int, target: int, device: torch.device) -> Tensor:
     edges = torch.arange(target + 1, dtype=torch.float64) * (source / target)
     low = edges[:-1, None]
     high = edges[1:, None]
-    pixel = torch.arange(source, dtype=torch.float64)[None]
+    pixel = torch.arange(source)[None]
     overlap = (torch.minimum(high, pixel + 1) - torch.maximum(low, pixel)).clamp(min=0)
     return (overlap * (target / source)).float().to(device)
 
@@ -127,7 +127,7 @@ class ClassMoments:
     def _join(self, layer: int, n: Tensor, mean: Tensor, m2: Tensor) -> None:
         """The pairwise update: n [C], mean [C, D] and m2 [C, D] of a part join a layer's."""
         total = self.n[layer] + n
-        share = torch.where(total > 0, n / total.clamp(min=1e-300), 0.0)[:, None]
+        share = (n / total.clamp(min=1e-300))[:, None]
         gap = mean - self.mean[layer]
         self.m2[layer] = self.m2[layer] + m2 + gap * gap * share * self.n[layer][:, None]
         self.mean[layer] = self.mean[layer] + gap * share
@@ -137,10 +137,7 @@ class ClassMoments:
         """Per layer float64[C, D_l]: v = m2 / n (the biased form, as in the loss); 0 where a class
         has no area.
         """
-        return [
-            torch.where(n[:, None] > 0, m2 / n.clamp(min=1e-300)[:, None], 0.0)
-            for n, m2 in zip(self.n, self.m2, strict=True)
-        ]
+        return [m2 / n.clamp(min=1e-300)[:, None] for n, m2 in zip(self.n, self.m2, strict=True)]
 
     def global_mean(self) -> list[Tensor]:
         """Per layer float64[D_l]: the mean over all valid pixels."""
@@ -159,7 +156,7 @@ class ClassMoments:
 
     def save(self, path: Path) -> None:
         """Write an .npz without pickle; deterministic bytes."""
-        arrays = {"layers": np.array(self.layers, dtype=np.str_)}
+        arrays = {"layers": np.array(self.layers)}
         for layer in range(len(self.layers)):
             arrays[f"n_{layer}"] = self.n[layer].numpy()
             arrays[f"mean_{layer}"] = self.mean[layer].numpy()
@@ -182,7 +179,7 @@ class ClassMoments:
 
 
 def _batch_moments(feature: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(n [C], mean [C, D], m2 [C, D]) of one batch, float64 on the CPU.
+    """(n [C], mean [C, D], m2 [C, D]) of one batch, float64 on the CPU; without area, any mean.
 
     Values are taken relative to the batch's first cell: squares of large common offsets would
     otherwise cost digits, and constant features would not give exactly zero variance.
@@ -194,8 +191,7 @@ def _batch_moments(feature: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tens
     n = weights.sum(1)
     mean = weights @ values / n.clamp(min=1e-300)[:, None]
     m2 = (weights @ values.square() - n[:, None] * mean.square()).clamp(min=0)
-    mean = torch.where(n[:, None] > 0, mean + origin, 0.0)
-    return n.cpu(), mean.cpu(), m2.cpu()
+    return n.cpu(), (mean + origin).cpu(), m2.cpu()
 
 
 def feature_statistics(
@@ -212,9 +208,9 @@ def feature_statistics(
             f"{dataset.name}/{dataset.split} holds no image: feature statistics need one."
         )
     pixels = math.prod(dataset.read_labels(0).shape)
-    batch_size = min(batch_size, max(1, MOST_PIXELS // pixels))
-    parts = parallel.ordered(_moments, chunks(len(dataset), batch_size), dataset, proxy)
-    bar = iter(with_bar(parts, len(dataset) // batch_size, "feature statistics", progress))
+    batches = chunks(len(dataset), min(batch_size, max(1, MOST_PIXELS // pixels)))
+    parts = parallel.ordered(_moments, batches, dataset, proxy)
+    bar = iter(with_bar(parts, len(batches), "feature statistics", progress))
     moments = next(bar)
     for part in bar:  # always in this order, wherever they were made: sums of floats depend on it
         moments.merge(part)

@@ -46,20 +46,20 @@ class PixelCounts:
         row.
         """
         scale = 1.0 / np.maximum(self.valid, 1)
-        return sparse.csr_array(sparse.diags_array(scale) @ self.counts.astype(np.float64))
+        return sparse.csr_array(sparse.diags_array(scale) @ self.counts)
 
     def image_counts(self) -> np.ndarray:
         """int64[C]: the number of images in which the class has at least one pixel."""
-        return np.bincount(self.counts.indices, minlength=self.num_classes).astype(np.int64)
+        return np.bincount(self.counts.indices, minlength=self.num_classes)
 
     def pixel_counts(self) -> np.ndarray:
         """int64[C]: pixels of each class over all images."""
-        return np.asarray(self.counts.sum(axis=0), dtype=np.int64).ravel()
+        return np.asarray(self.counts.sum(axis=0)).ravel()
 
     @staticmethod
     def concatenate(parts: Sequence[PixelCounts]) -> PixelCounts:
         """Counts of several shards, one after the other (all with the same classes)."""
-        counts = sparse.csr_array(sparse.vstack([part.counts for part in parts], format="csr"))
+        counts = sparse.csr_array(sparse.vstack([part.counts for part in parts]))
         valid = np.concatenate([part.valid for part in parts])
         ids = itertools.chain.from_iterable(part.ids for part in parts)
         return PixelCounts(counts, valid, tuple(ids))
@@ -74,9 +74,7 @@ class PixelCounts:
             "valid": self.valid,
         }
         arrays = {name: np.asarray(part, dtype=np.int64) for name, part in parts.items()}
-        write_npz(
-            path, **arrays, shape=np.array(matrix.shape), ids=np.array(self.ids, dtype=np.str_)
-        )
+        write_npz(path, **arrays, shape=np.array(matrix.shape), ids=np.array(self.ids))
 
     @staticmethod
     def load(path: Path) -> PixelCounts:
@@ -90,10 +88,12 @@ class PixelCounts:
 
 def count_pixels(dataset: SegmentationDataset, progress: bool = True) -> PixelCounts:
     """Count every mask's pixels per class, in one pass. The bar is drawn on a terminal only."""
-    parts = parallel.ordered(_count, chunks(len(dataset), 64), dataset)
-    return PixelCounts.concatenate(
-        list(with_bar(parts, len(dataset) // 64, "counting pixels", progress))
-    )
+    if not len(dataset):
+        none = sparse.csr_array((0, dataset.num_classes), dtype=np.int64)
+        return PixelCounts(none, np.zeros(0, np.int64), ())
+    shards = chunks(len(dataset), 64)
+    parts = parallel.ordered(_count, shards, dataset)
+    return PixelCounts.concatenate(list(with_bar(parts, len(shards), "counting pixels", progress)))
 
 
 def _count(indices: Sequence[int], dataset: SegmentationDataset) -> PixelCounts:
@@ -102,7 +102,7 @@ def _count(indices: Sequence[int], dataset: SegmentationDataset) -> PixelCounts:
         np.bincount(dataset.read_labels(index).ravel(), minlength=256) for index in indices
     ]
     counts = sparse.csr_array(np.stack(histograms)[:, : dataset.num_classes].astype(np.int64))
-    valid = np.asarray(counts.sum(axis=1), dtype=np.int64).ravel()
+    valid = np.asarray(counts.sum(axis=1)).ravel()
     return PixelCounts(counts, valid, tuple(dataset.ids[index] for index in indices))
 
 

@@ -114,9 +114,9 @@ def summarise(results: Mapping[str, Sequence[TrainingResult]]) -> list[Row]:
 def _class_means(scores: Sequence[Sequence[float]]) -> tuple[float | None, ...]:
     """Each class's mean over the trainings that have it; None where none has."""
     classes = np.array(scores).T
-    known = np.isfinite(classes).any(1)
-    means = zip(classes, known, strict=True)
-    return tuple(float(np.nanmean(values)) if some else None for values, some in means)
+    return tuple(
+        float(np.nanmean(values)) if np.isfinite(values).any() else None for values in classes
+    )
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -151,6 +151,5 @@ def write_report(
 
 
 def _cells(row: Row) -> list[object]:
-    """A line of the CSV; an unknown value is an empty cell."""
-    values = [*(getattr(row, column) for column in COLUMNS), *row.per_class_iou]
-    return ["" if value is None else value for value in values]
+    """A line of the CSV; None, an unknown value, becomes an empty cell."""
+    return [*(getattr(row, column) for column in COLUMNS), *row.per_class_iou]

@@ -179,14 +179,12 @@ def job_key(job: TrainingJob) -> str:
 
 
 def _require_labels(job: TrainingJob, split: SegmentationDataset, so: str) -> None:
-    """Raise D3S2Error unless some pixel of the split has a class; reads masks up to the first."""
-    for index in range(len(split)):
-        if (split.read_labels(index) != IGNORE).any():
-            return
-    raise D3S2Error(
-        f"training {job.name!r}: none of the {len(split)} masks of {split.name!r} has a pixel with "
-        f"a class, all are ignored ({IGNORE}): {so}. Check the masks and classes.csv."
-    )
+    """Raise D3S2Error unless some pixel of the split has a class."""
+    if not split.has_labels():
+        raise D3S2Error(
+            f"training {job.name!r}: none of the {len(split)} masks of {split.name!r} has a pixel "
+            f"with a class, all are ignored ({IGNORE}): {so}. Check the masks and classes.csv."
+        )
 
 
 def write_job(path: str | Path, job: TrainingJob) -> None:

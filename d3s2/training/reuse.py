@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from d3s2.core.files import read_json, remove_abandoned, write_json
+from d3s2.core.files import explained, read_json, remove_abandoned, write_json
 from d3s2.training.job import FINISHED, RESULT, TrainingJob, finished_key, write_finished
 
 
@@ -41,7 +41,8 @@ def copy_training(source: Path, job: TrainingJob, key: str) -> bool:
     remove_abandoned(target.parent, f".{target.name}.*.part")
     copy, before = _beside(target, "copy"), _beside(target, "before")
     try:
-        shutil.copytree(source, copy)
+        with explained(target):
+            shutil.copytree(source, copy)
         if finished_key(copy) != key:
             return False
         write_json(copy / RESULT, {**read_json(copy / RESULT), "name": job.name})

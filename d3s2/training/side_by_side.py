@@ -6,6 +6,7 @@ other down many times. Finished trainings are only read; a killed one goes on fr
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -223,6 +224,11 @@ class _Training:
             share = self.job.batch_size // self.job.processes // self.job.parts
             remedy = what_to_lower(share, "batch_size", "a smaller image_size")
             return D3S2Error(f"training {self.job.name!r}: {remedy}")
+        if self.process.returncode == errno.ENOSPC:
+            return D3S2Error(
+                f"The disk is full: training {self.job.name!r} could not write in {self.folder}. "
+                "Free some space, then run the same again; it goes on from its checkpoint."
+            )
         return D3S2Error(
             f"training {self.job.name!r} failed (exit code {self.process.returncode}). The end of "
             f"{self.logs / 'train.log'}:\n{self._tail()}"

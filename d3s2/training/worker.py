@@ -11,6 +11,7 @@ share one with `torchrun`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from d3s2.core import machine
+from d3s2.core.errors import DiskFull
 from d3s2.core.files import atomic_path, write_json, write_npz
 from d3s2.core.processes import end_with_parent
 from d3s2.training.job import (
@@ -124,8 +126,13 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if job.device == "cpu" and job.processes == 1:
         _stay_on(int(core))
-    with _reported(Path(job.work_dir) / "logs"):
-        train(job, *key)
+    try:
+        with _reported(Path(job.work_dir) / "logs"):
+            train(job, *key)
+    except (DiskFull, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            raise
+        return errno.ENOSPC  # where nothing can be written, this is all that can be said
     return 0
 
 
@@ -157,9 +164,10 @@ def _reported(logs: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
             (logs / OUT_OF_MEMORY).touch()
-        # Of several processes the first to fail tells why; the others only lose it.
+        # Of several processes the first to fail tells why; the others only lose it. A full disk
+        # takes no words.
         with (
-            contextlib.suppress(FileExistsError),
+            contextlib.suppress(OSError),
             open(logs / ERROR, "x", encoding="utf-8") as file,
         ):
             file.write(traceback.format_exc())

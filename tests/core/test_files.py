@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,12 +17,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import (
     atomic_path,
     digest,
+    explain,
+    hash_files,
+    load_npz,
     read_json,
+    remove_abandoned,
+    sha256,
+    unreadable,
     write_csv,
     write_json,
     write_npz,
@@ -239,3 +250,178 @@ def test_processes_that_write_one_file_have_a_temporary_each(
                 theirs.write_text("theirs")
         assert path.read_text() == "theirs" and mine.read_text() == "mine"
     assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
+
+
+# -------------------------------------------------------------------------------- names and folders
+def test_a_temporary_file_is_its_targets_own_whatever_the_name(tmp_path: Path) -> None:
+    """In the same folder, hidden, short, and known to be of this process; also for names that are
+    no text, and below folders that there are not yet.
+    """
+    folder = tmp_path / "two" / "new"
+    names = ["a.png", "b.png", "c", "d." + "x" * 250, os.fsdecode(b"\xff.txt"), "e.part"]
+    seen = set()
+    for name in names:
+        with atomic_path(folder / name) as temporary:
+            assert temporary.parent == folder and temporary.name.startswith(".")
+            assert temporary.name.endswith(f".part{Path(name).suffix[:20]}")
+            seen.add(temporary)
+            temporary.write_text(str(len(seen)))
+            remove_abandoned(tmp_path)
+            assert temporary.exists()
+        assert (folder / name).read_text() == str(len(seen))
+    assert len(seen) == len(names) and len(files_below(tmp_path)) == len(names)
+    assert files_below(tmp_path).keys() == {f"two/new/{name}" for name in names}
+
+
+@pytest.fixture(scope="module")
+def ended() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_only_what_no_process_writes_any_more_is_deleted(tmp_path: Path, ended: int) -> None:
+    mine = os.getpid()
+    kept = [f".a.{mine}.part", f"x/.b.{mine}.part.png", f"x/.c.{mine}.part.part", "x/whole.png"]
+    gone = [f".a.{ended}.part", f"x/y/.b.{ended}.part.png", "x/..part", ".half.part.png"]
+    gone += [f".folder.{ended}.part/deep/result.json", f".c.{mine}.{ended}.part"]
+    for name in [*kept, *gone]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    remove_abandoned(tmp_path, "*.part")
+    assert (tmp_path / "x/..part").exists() and not (tmp_path / f".a.{ended}.part").exists()
+    remove_abandoned(tmp_path)
+    assert files_below(tmp_path).keys() == set(kept)
+    assert not (tmp_path / f".folder.{ended}.part").exists()
+
+
+# ---------------------------------------------------------------------------------------- sentences
+@pytest.mark.parametrize(
+    ("numbers", "sentence"),
+    [
+        (
+            ("ENOSPC", "EDQUOT"),
+            "The disk is full: /x/y/a.png could not be written. Free some space, then run the "
+            "same again.",
+        ),
+        (
+            ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST"),
+            "/x/y cannot be written (why): choose another folder with run_dir.",
+        ),
+        (
+            ("ENAMETOOLONG",),
+            "The name of /x/y/a.png is too long for this disk: give it a shorter one.",
+        ),
+    ],
+)
+def test_what_a_disk_refuses_is_a_sentence(numbers: tuple[str, ...], sentence: str) -> None:
+    for number in numbers:
+        said = explain(OSError(getattr(errno, number), "why"), Path("/x/y/a.png"))
+        assert type(said) is D3S2Error and str(said) == sentence
+    other = OSError(errno.EIO, "why")
+    assert explain(other, Path("/x/y/a.png")) is other
+
+
+def test_an_error_names_the_file_and_keeps_its_cause(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    gone, place = tmp_path / "gone", tmp_path / "file" / "a.txt"
+    again = f"{gone} ([Errno 2] No such file or directory: '{gone}'): run notebook 01 again"
+    for sentence, call in {
+        f"{tmp_path}/file cannot be written (File exists): choose another folder with run_dir.": (
+            lambda: write_text(place, "")
+        ),
+        f"{gone} is missing.": lambda: read_json(gone),
+        f"cannot read {gone} (No such file or directory): put the file back or prepare the data "
+        "again.": lambda: hash_files([gone]),
+        f"cannot read {again} to write it.": lambda: load_npz(gone, []),
+    }.items():
+        with pytest.raises(D3S2Error) as caught:
+            call()
+        assert str(caught.value) == sentence and isinstance(caught.value.__cause__, OSError)
+    assert str(unreadable(OSError(5, "why"), gone)).startswith(f"cannot read {gone} (why): put")
+
+
+@pytest.mark.parametrize("content", [b"{", b'"\xff"', None])
+def test_json_that_cannot_be_read_says_why(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(D3S2Error) as caught:
+        read_json(path)
+    why = caught.value.__cause__
+    assert str(caught.value) == f"{path} cannot be read ({why}): move it away and run again."
+    assert isinstance(why, (OSError, ValueError))
+
+
+# ----------------------------------------------------------------------------------------- contents
+def test_text_is_utf_8_on_every_machine(tmp_path: Path, ascii_locale: None) -> None:
+    for name, write in {
+        "text": lambda path: write_text(path, "Größe\n"),
+        "csv": lambda path: write_csv(path, [["Größe"]]),
+        "json": lambda path: write_json(path, "Größe"),
+    }.items():
+        write(tmp_path / name)
+        assert (tmp_path / name).read_bytes().strip(b'"\n') == "Größe".encode()
+    assert read_json(tmp_path / "json") == "Größe"
+
+
+def test_csv_has_one_line_a_row_and_quotes_where_they_are_needed(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [["a", 1], ["b,c", 'say "x"'], ["two\r\nlines", None]])
+    assert (tmp_path / "a.csv").read_bytes() == b'a,1\n"b,c","say ""x"""\n"two\r\nlines",\n'
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_png_is_png_whatever_its_name_and_as_small_as_asked(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    pixels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape) // 16
+    sizes = []
+    for level in (0, 6, 9):
+        path = tmp_path / f"{level}.picture"
+        write_png(path, pixels, compress_level=level)
+        with Image.open(path) as image:
+            assert image.format == "PNG" and np.array_equal(np.array(image), pixels)
+        sizes.append(path.stat().st_size)
+    assert sizes[0] > sizes[1] >= sizes[2]
+    write_png(tmp_path / "usual.png", pixels)
+    assert (tmp_path / "usual.png").read_bytes() == (tmp_path / "6.picture").read_bytes()
+
+
+def test_arrays_come_back_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    arrays = {"a": np.arange(3), "b": np.eye(2), "c": np.array("text")}
+    write_npz(tmp_path / "a.npz", **arrays)
+    found = load_npz(tmp_path / "a.npz", ["a", "c"])
+    assert found.keys() == arrays.keys()
+    assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    with pytest.raises(D3S2Error) as caught:
+        load_npz(tmp_path / "a.npz", ["d", "a", "e"])
+    assert str(caught.value) == f"{tmp_path}/a.npz lacks d, e: run notebook 01 again to write it."
+    with pytest.raises(TypeError) as refused:
+        write_npz(tmp_path / "b.npz", a=np.zeros(1), bad=np.array([None]))
+    assert str(refused.value) == "array 'bad' holds Python objects, which only a pickle could store"
+
+
+def test_an_archive_that_is_damaged_or_could_run_code_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_npz(path, a=np.arange(999))
+    whole = path.read_bytes()
+    np.savez(tmp_path / "pickled.npz", a=np.array([None]))
+    pickled = (tmp_path / "pickled.npz").read_bytes()
+    for content in (b"", b"text", whole[:-30], whole[:200] + b"x" + whole[201:], pickled):
+        path.write_bytes(content)
+        with pytest.raises(D3S2Error, match=r"cannot read .*a\.npz \(.*\): run notebook 01 again"):
+            load_npz(path, ["a"])
+
+
+def test_digests_are_those_of_the_bytes(tmp_path: Path) -> None:
+    """Closed forms: SHA-256 of the file, and of JSON without a blank, in ASCII, keys sorted."""
+    for size in (0, 1, 1 << 20):
+        (tmp_path / "a").write_bytes(b"x" * size)
+        expected = hashlib.sha256(b"x" * size).hexdigest()
+        assert sha256(tmp_path / "a") == expected and hash_files([tmp_path / "a"]) == [expected]
+    value = {"b": None, "a": (1, "ö", {"d": 0.5, "c": True})}
+    text = rb'{"a":[1,"\u00f6",{"c":true,"d":0.5}],"b":null}'
+    assert digest(value) == hashlib.sha256(text).hexdigest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -86,7 +88,11 @@ def test_what_changed_just_now_is_neither_remembered_nor_believed(
     assert remembered_hashes(cache, files) == hash_files(files)  # false entries, not asked
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"files": {}}', "flip"])
+@pytest.mark.parametrize(
+    "damage",
+    ["", "{", "[]", '{"files": {}}', '{"files": {"a": NaN}, "digest": 1}', "[" * 99_999, "flip"],
+    ids=["empty", "cut", "a list", "without digest", "no number", "too deep", "flip"],
+)
 def test_a_damaged_memory_is_ignored(files: list[Path], tmp_path: Path, damage: str) -> None:
     cache = tmp_path / "cache"
     remembered_hashes(cache, files)
@@ -98,15 +104,105 @@ def test_a_damaged_memory_is_ignored(files: list[Path], tmp_path: Path, damage: 
     assert memory(cache).read_text() == text
 
 
+@pytest.mark.parametrize("of", ["written", "changed"])
+def test_both_times_must_lie_back(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    """A file's own time can be set to any; the time of the last change of any kind cannot."""
+    now = time.time_ns()
+    monkeypatch.setattr(hashes, "SETTLED", 60 if of == "changed" else -60)
+    written = now - 10**12 if of == "changed" else now + 10**12
+    for path in files:
+        os.utime(path, ns=(now, written))
+    remembered_hashes(tmp_path / "cache", files)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_inode_is_no_time() -> None:
+    assert hashes._settled([0, 0, 0, 2**63])
+
+
+def test_each_folder_has_a_memory_of_its_own_whatever_the_way_to_it(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a").write_bytes(b"o" * BIG)
+    (tmp_path / "link").symlink_to(files[0].parent, target_is_directory=True)
+    paths = [files[0], other / "a", files[1]]
+    cache = tmp_path / "cache"
+    assert remembered_hashes(cache, paths) == hash_files(paths)
+    assert len(list((cache / "sha256").iterdir())) == 2
+    read = read_paths(monkeypatch)
+    again = [tmp_path / "link" / "a", *paths]
+    assert remembered_hashes(cache, again) == hash_files(again) and read == []
+
+
+def test_small_files_are_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "SETTLED", -60)
+    (tmp_path / "a").write_bytes(b"x" * hashes.SMALL)
+    assert remembered_hashes(tmp_path / "cache", [tmp_path / "a"]) == hash_files([tmp_path / "a"])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = hashes.sha256
+
+    def changing(path: Path) -> str:
+        found = original(path)
+        path.write_bytes(b"changed" * BIG)
+        return found
+
+    monkeypatch.setattr(hashes, "sha256", changing)
+    remembered_hashes(tmp_path / "cache", files)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_in_the_place_of_the_memory_is_done_without(
+    files: list[Path], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    remembered_hashes(cache, files)
+    place = memory(cache)
+    place.unlink()
+    place.mkdir()
+    assert remembered_hashes(cache, files) == hash_files(files)
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file in its place")
     assert remembered_hashes(tmp_path / "cache", files) == hash_files(files)
 
 
+class Terminal(io.StringIO):
+    """What a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_person_at_a_terminal_sees_how_far_it_is(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for delay in (0, 1000):
+        monkeypatch.setattr(hashes, "LONG_AFTER", delay)
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        remembered_hashes(tmp_path / "cache", files)
+        said = sys.stderr.getvalue()
+        assert ("\rreading files:   0%|" in said and " 0/3 " in said) == (delay == 0)
+        assert not said.strip("\r ") or said.endswith("\r")  # wiped out at the end
+
+
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
     for call in (lambda path: remembered_hashes(tmp_path, [path]), lambda path: hash_files([path])):
-        with pytest.raises(D3S2Error, match=r"cannot read .*gone.*put the file back"):
+        with pytest.raises(D3S2Error) as caught:
             call(tmp_path / "gone")
+        assert str(caught.value) == (
+            f"cannot read {tmp_path}/gone (No such file or directory): put the file back or "
+            "prepare the data again."
+        )
 
 
 def ask_again_and_again(cache: Path, paths: list[Path]) -> bool:

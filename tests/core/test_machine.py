@@ -45,7 +45,8 @@ def test_threads_cores_and_memory() -> None:
 
     before = torch.get_num_threads()
     assert machine.set_threads(1) == 1 == torch.get_num_threads()
-    assert machine.set_threads(0) == machine.cores() == torch.get_num_threads()
+    for threads in (0, 1024):
+        assert machine.set_threads(threads) == machine.cores() == torch.get_num_threads()
     torch.set_num_threads(before)
     assert 0 < machine.peak_memory() < machine.memory_mb()
 

@@ -117,6 +117,8 @@ def test_a_split_that_is_ignored_throughout_is_a_fault(root: Path) -> None:
     found = examine("folder", root, "train", progress=False)
     (fault,) = found.faults.values()
     assert "ignored throughout" in str(fault) and found.empty == 8
+    save(root, "labels/h.png", np.full((4, 4), 1, np.uint8))
+    assert not examine("folder", root, "train", progress=False).faults
 
 
 @pytest.mark.parametrize("split", ["val", "train/images"])

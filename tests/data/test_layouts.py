@@ -12,7 +12,7 @@ from PIL import Image
 
 from d3s2.core.errors import D3S2Error
 from d3s2.data import scenes
-from d3s2.data.dataset import IGNORE, ClassInfo
+from d3s2.data.dataset import IGNORE, BadFile, ClassInfo
 from d3s2.data.folder import materialise, read_classes, write_classes
 from d3s2.data.opening import open_dataset
 from d3s2.data.scenes import scenes_classes
@@ -51,7 +51,7 @@ def test_ids_become_train_ids(root: Path) -> None:
     )
     assert labels.dtype == np.uint8 and data.read_image(0).shape == (6, 8, 3)
     assert labels[1, 1] == 0 and labels[5, 5] == 1 and labels[0, 0] == labels[0, 1] == IGNORE
-    assert data.palette.tolist() == [[10, 20, 30], [40, 50, 60]]
+    assert data.palette.tolist() == [[10, 20, 30], [40, 50, 60]] and data.palette.dtype == np.uint8
 
 
 def test_colours_and_indexed_masks_mean_the_same_as_ids(root: Path) -> None:
@@ -82,23 +82,52 @@ def test_size_resizes_image_and_mask(root: Path) -> None:
     data = open_dataset("folder", root, "train", size=(3, 4))
     assert data.read_image(0).shape == (3, 4, 3) and data.read_labels(0).shape == (3, 4)
     assert set(np.unique(data.read_labels(0))) <= {0, 1, IGNORE}
+    larger = open_dataset("folder", root, "train", size=(12, 24))
+    whole = open_dataset("folder", root, "train").read_labels(0)
+    assert np.array_equal(larger.read_labels(0), whole.repeat(2, 0).repeat(3, 1))  # nearest
+    flat = np.zeros((6, 8, 3), np.uint8)
+    flat[:, 4:] = 255
+    save(data.image_paths[0], flat)
+    row = open_dataset("folder", root, "train", size=(6, 2)).read_image(0)[0, :, 0]
+    assert 0 < row[0] < 100 and 155 < row[1] < 255  # bilinear with antialiasing: a little of both
 
 
 def test_the_root_is_the_folder_of_the_ordinary_layout_and_of_no_other(root: Path) -> None:
     data = open_dataset("folder", root, "train")
     assert data.root == root and data.subset([1]).root == root
-    for path in (root / "train" / "a.png", root / "val" / "images" / "a.png"):
-        with pytest.raises(D3S2Error, match="ordinary layout"):
-            _ = replace(data, image_paths=(path,)).root
-    with pytest.raises(D3S2Error, match="ordinary layout"):
-        _ = data.subset([]).root
+    elsewhere = (root / "train" / "a.png", root / "val" / "images" / "a.png")
+    for paths in ((), *[(path,) for path in elsewhere], (elsewhere[0], *data.image_paths)):
+        with pytest.raises(D3S2Error) as caught:
+            _ = replace(data, image_paths=paths).root
+        assert str(caught.value) == (
+            f"{root.name}/train does not lie in a folder of the ordinary layout: write it there "
+            "with `data.folder.materialise`."
+        )
 
 
 def test_subset_keeps_order(root: Path) -> None:
     data = open_dataset("folder", root, "train")
     assert data.subset([1]).ids == ("b",) and data.subset(np.array([1, 0])).ids == ("b", "a")
-    with pytest.raises(D3S2Error, match="index 2 is outside"):
-        data.subset([2])
+    for index in (2, -1):
+        with pytest.raises(D3S2Error) as caught:
+            data.subset([0, index])
+        assert str(caught.value) == (
+            f"index {index} is outside {root.name}/train: it has 2 images."
+        )
+    assert data.subset([0, 0]).label_paths == (data.label_paths[0],) * 2
+
+
+def test_a_data_set_has_labels_when_a_single_pixel_has_one(root: Path) -> None:
+    data = open_dataset("folder", root, "train")
+    for value in (9, 255):
+        for path in data.label_paths:
+            save(path, np.full((6, 8), value, np.uint8))
+        assert not data.has_labels()
+    labels = np.full((6, 8), 255, np.uint8)
+    labels[5, 7] = 3
+    save(data.label_paths[1], labels)
+    assert data.has_labels() and not data.subset([0]).has_labels()
+    assert not data.subset([]).has_labels()
 
 
 def test_fingerprint_sees_content_but_not_place(
@@ -120,11 +149,11 @@ def test_fingerprint_sees_content_but_not_place(
 
 @dataclass(frozen=True)
 class Bad:
-    """A way to spoil the dataset, and words that the error must hold."""
+    """A way to spoil the dataset; what it has in common with others, and what is said of it."""
 
-    name: str
+    kind: str
     spoil: object
-    words: tuple[str, ...]
+    sentence: str
 
 
 def write_mask(array: np.ndarray) -> object:
@@ -159,145 +188,328 @@ def four_bit_grey(root: Path) -> None:
     (root / "train/labels/a.png").write_bytes(content)
 
 
+REFUSED = "has pixel format {}: save it as 8-bit ids (grey or indexed) or RGB colours."
+MASK = "{root}/train/labels/a.png"
+IMAGE = "{root}/train/images/a.png"
+
 BAD_PIXELS = [
     Bad(
-        "id outside",
-        write_mask(np.full((6, 8), 5, np.uint8)),
-        ("a.png", "id 5", "classes.csv", "add the class"),
+        "mask with an unknown id",
+        write_mask(np.arange(48, dtype=np.uint8).reshape(6, 8) + 40),
+        f"mask {MASK} holds id 40, 41, 42, 43, 44, which classes.csv does not list: add the class "
+        "there, or write 255 (ignore) in the mask.",
     ),
     Bad(
-        "colour",
-        write_mask(np.full((6, 8, 3), 77, np.uint8)),
-        ("a.png", "(77, 77, 77)", "add the colour"),
+        "mask with an unknown colour",
+        write_mask(np.full((6, 8, 3), (77, 78, 79), np.uint8)),
+        f"mask {MASK} holds colour (77, 78, 79) (one of 1 unknown), which classes.csv does not "
+        "list: add the colour there; and save masks as PNG, since JPEG changes colours.",
     ),
-    Bad("size", write_mask(np.full((5, 8), 3, np.uint8)), ("a.png", "8x5", "8x6", "one size")),
-    Bad("16 bit", write_mask(np.full((6, 8), 3, np.uint16)), ("a.png", "16-bit", "save it as")),
-    Bad("rgba", write_mask(np.full((6, 8, 4), 3, np.uint8)), ("a.png", "RGBA", "save it as")),
     Bad(
-        "grey and alpha",
+        "image and mask of different sizes",
+        write_mask(np.full((5, 8), 3, np.uint8)),
+        f"{MASK} is 8x5 pixels but its image a.png is 8x6: save both at one size.",
+    ),
+    Bad(
+        "mask in pixel format 16-bit I;16",
+        write_mask(np.full((6, 8), 3, np.uint16)),
+        f"mask {MASK} {REFUSED.format('16-bit I;16')}",
+    ),
+    Bad(
+        "mask in pixel format RGBA with transparency",
+        write_mask(np.full((6, 8, 4), 3, np.uint8)),
+        f"mask {MASK} {REFUSED.format('RGBA with transparency')}",
+    ),
+    Bad(
+        "mask in pixel format LA with transparency",
         lambda root: Image.new("LA", (8, 6)).save(root / "train/labels/a.png"),
-        ("LA",),
+        f"mask {MASK} {REFUSED.format('LA with transparency')}",
     ),
     Bad(
-        "bilevel",
+        "mask in pixel format 1",
         lambda root: Image.new("1", (8, 6)).save(root / "train/labels/a.png"),
-        ("format 1",),
+        f"mask {MASK} {REFUSED.format('1')}",
     ),
-    Bad("4-bit grey", four_bit_grey, ("4-bit greyscale",)),
-    Bad("truncated", truncate("train/labels/a.png"), ("a.png", "damaged")),
     Bad(
-        "no png",
-        lambda root: (root / "train/labels/a.png").write_text("hello"),
-        ("a.png", "damaged"),
+        "mask in pixel format 4-bit greyscale",
+        four_bit_grey,
+        f"mask {MASK} {REFUSED.format('4-bit greyscale')}",
     ),
-    Bad("gone", lambda root: (root / "train/labels/a.png").unlink(), ("a.png", "gone")),
+    Bad(
+        "damaged mask",
+        truncate("train/labels/a.png"),
+        f"cannot read mask {MASK} (image file is truncated): the file is damaged, save or copy it "
+        "again.",
+    ),
+    Bad(
+        "damaged mask",
+        lambda root: (root / "train/labels/a.png").write_text("hello"),
+        f"cannot read mask {MASK} (cannot identify image file '{MASK}'): the file is damaged, save "
+        "or copy it again.",
+    ),
+    Bad(
+        "gone",
+        lambda root: (root / "train/labels/a.png").unlink(),
+        f"mask {MASK} is gone: put it back or prepare the data again.",
+    ),
+]
+BAD_IMAGES = [
+    Bad(
+        "damaged image",
+        truncate("train/images/a.png"),
+        f"cannot read image {IMAGE} (image file is truncated): the file is damaged, save or copy "
+        "it again.",
+    ),
+    Bad(
+        "image in pixel format RGBA with transparency",
+        lambda root: Image.new("RGBA", (8, 6)).save(root / "train/images/a.png"),
+        f"image {IMAGE} has pixel format RGBA with transparency: save it as 8-bit RGB or "
+        "greyscale.",
+    ),
+    Bad(
+        "image in pixel format 16-bit I;16",
+        lambda root: save(root / "train/images/a.png", np.full((6, 8), 300, np.uint16)),
+        f"image {IMAGE} has pixel format 16-bit I;16: save it as 8-bit RGB or greyscale.",
+    ),
+    Bad(
+        "gone",
+        lambda root: (root / "train/images/a.png").unlink(),
+        f"image {IMAGE} is gone: put it back or prepare the data again.",
+    ),
 ]
 
 
-@pytest.mark.parametrize("bad", BAD_PIXELS, ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", BAD_PIXELS, ids=lambda bad: bad.kind)
 def test_bad_masks(root: Path, bad: Bad) -> None:
     data = open_dataset("folder", root, "train")
     bad.spoil(root)
-    with pytest.raises(D3S2Error) as caught:
+    with pytest.raises(BadFile) as caught:
         data.read_labels(0)
-    for word in bad.words:
-        assert word in str(caught.value)
+    assert (caught.value.kind, str(caught.value)) == (bad.kind, bad.sentence.format(root=root))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (truncate("train/images/a.png"), ("a.png", "damaged")),
-        (
-            lambda root: Image.new("RGBA", (8, 6)).save(root / "train/images/a.png"),
-            ("RGBA", "save it as 8-bit RGB"),
-        ),
-        (
-            lambda root: save(root / "train/images/a.png", np.full((6, 8), 300, np.uint16)),
-            ("16-bit",),
-        ),
-    ],
-)
-def test_bad_images(root: Path, spoil: object, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("bad", BAD_IMAGES, ids=lambda bad: bad.kind)
+def test_bad_images(root: Path, bad: Bad) -> None:
     data = open_dataset("folder", root, "train")
-    spoil(root)
-    with pytest.raises(D3S2Error) as caught:
+    bad.spoil(root)
+    with pytest.raises(BadFile) as caught:
         data.read_image(0)
-    for word in words:
-        assert word in str(caught.value)
+    assert (caught.value.kind, str(caught.value)) == (bad.kind, bad.sentence.format(root=root))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (
-            lambda root: (root / "train/labels/b.png").unlink(),
-            ("b.png", "has no mask", "take the image away"),
-        ),
-        (
-            lambda root: (root / "train/images/b.png").unlink(),
-            ("b.png", "has no image", "take the mask away"),
-        ),
-        (
-            lambda root: save(root / "train/images/a.jpg", np.zeros((6, 8, 3), np.uint8)),
-            ("same id 'a'",),
-        ),
-        (lambda root: (root / "classes.csv").unlink(), ("classes.csv", "id,name,red,green,blue")),
-        (
-            lambda root: (root / "classes.csv").write_text("id,name\n0,sky\n"),
-            ("lacks the column 'red'",),
-        ),
-        (
-            lambda root: (root / "classes.csv").write_text(CLASSES + "3,tree,1,1,1\n"),
-            ("line 5", "id 3"),
-        ),
-        (
-            lambda root: (root / "classes.csv").write_text(CLASSES + "4,sky,1,1,1\n"),
-            ("line 5", "name 'sky'"),
-        ),
-        (
-            lambda root: (root / "classes.csv").write_text(CLASSES + "4,tree,10,20,30\n"),
-            ("colour (10, 20, 30)",),
-        ),
-        (
-            lambda root: (root / "classes.csv").write_text(CLASSES + "300,tree,1,1,1\n"),
-            ("'300'", "0 to 255"),
-        ),
-        (
-            lambda root: (root / "classes.csv").write_text(CLASSES + "4,tree,x,1,1\n"),
-            ("line 5", "red", "'x'"),
-        ),
-        (lambda root: (root / "classes.csv").write_text(CLASSES + "255,tree,1,1,1\n"), ("id 255",)),
-        (lambda root: (root / "classes.csv").write_text(CLASSES + "4,,1,1,1\n"), ("no name",)),
-        (
-            lambda root: (root / "classes.csv").write_text(CLASSES.splitlines()[0] + "\n"),
-            ("lists no class",),
-        ),
-        (
-            lambda root: (root / "train/images").rename(root / "train/pictures"),
-            ("train/images", "does not exist"),
-        ),
-    ],
-)
-def test_bad_layout(root: Path, spoil: object, words: tuple[str, ...]) -> None:
+def test_what_stands_for_nothing_is_counted(root: Path) -> None:
+    data = open_dataset("folder", root, "train")
+    ids = np.full((6, 8), 3, np.uint8)
+    ids[0, :5], ids[2] = 200, 5
+    save(data.label_paths[0], ids)
+    colors = np.full((6, 8, 3), (10, 20, 30), np.uint8)
+    colors[0, 0], colors[1:3, 2] = (255, 2, 3), (0, 0, 9)
+    save(data.label_paths[1], colors)
+    for index, unknown in enumerate([{200: 5, 5: 8}, {(0, 0, 9): 2, (255, 2, 3): 1}]):
+        with pytest.raises(BadFile) as caught:
+            data.read_labels(index)
+        assert caught.value.unknown == unknown
+    assert "holds colour (0, 0, 9) (one of 2 unknown)" in str(caught.value)
+
+
+def append(line: str) -> object:
+    return lambda root: (root / "classes.csv").write_text(f"{CLASSES}{line}\n")
+
+
+def again(what: str) -> str:
+    return (
+        f"{{root}}/classes.csv line 5 uses {what} again: each class needs its own (255 always "
+        "means ignore)."
+    )
+
+
+def number(column: str, text: str) -> str:
+    return (
+        f"{{root}}/classes.csv line 5: {column} is {text!r}, it must be a whole number from 0 to "
+        "255."
+    )
+
+
+HEADER = "id,name,red,green,blue"
+BAD_LAYOUT = [
+    (
+        lambda root: (root / "train/labels/b.png").unlink(),
+        "image {root}/train/images/b.png has no mask (1 such): add {root}/train/labels/b.png or "
+        "take the image away.",
+    ),
+    (
+        lambda root: [path.unlink() for path in (root / "train/images").iterdir()],
+        "mask {root}/train/labels/a.png has no image (2 such): add {root}/train/images/a.png (or "
+        ".jpg) or take the mask away.",
+    ),
+    (
+        lambda root: save(root / "train/images/a.jpg", np.zeros((6, 8, 3), np.uint8)),
+        "{root}/train/images/a.png and a.jpg have the same id 'a': keep one of them.",
+    ),
+    (
+        lambda root: (root / "classes.csv").unlink(),
+        "cannot read {root}/classes.csv ([Errno 2] No such file or directory: "
+        f"'{{root}}/classes.csv'): it must list the classes, header {HEADER}, one line each.",
+    ),
+    (
+        lambda root: (root / "classes.csv").write_text("id,name\n0,sky\n"),
+        f"{{root}}/classes.csv lacks the column 'red': its header must be {HEADER}.",
+    ),
+    (
+        lambda root: (root / "classes.csv").write_text(""),
+        f"{{root}}/classes.csv lacks the column 'id': its header must be {HEADER}.",
+    ),
+    (
+        lambda root: (root / "classes.csv").write_text(f"{HEADER}\n9,void,0,0,0\n"),
+        "{root}/classes.csv lists no class: add a line for each, as in '0,sky,70,130,180'.",
+    ),
+    (append("3,tree,1,1,1"), again("id 3")),
+    (append("9,tree,1,1,1"), again("id 9")),
+    (append("7,void,1,1,1"), again("id 7")),
+    (append("4,sky,1,1,1"), again("name 'sky'")),
+    (append("4,tree,10,20,30"), again("colour (10, 20, 30)")),
+    (append("255,tree,1,1,1"), again("id 255")),
+    (append("256,tree,1,1,1"), number("id", "256")),
+    (append("-1,tree,1,1,1"), number("id", "-1")),
+    (append("4,tree,x,1,1"), number("red", "x")),
+    (append("4,tree,1,1.5,1"), number("green", "1.5")),
+    (append("4,tree,1,1"), number("blue", "")),
+    (append(f"4,tree,1,1,{'9' * 5000}"), number("blue", "9" * 5000)),
+    (
+        append("4, ,1,1,1"),
+        "{root}/classes.csv line 5: the class has no name, write one in the column 'name'.",
+    ),
+    (
+        lambda root: (root / "train/images").rename(root / "train/pictures"),
+        "folder {root}/train/images does not exist: check data_root and the layout of the data.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), BAD_LAYOUT, ids=range(len(BAD_LAYOUT)))
+def test_bad_layout(root: Path, spoil: object, sentence: str) -> None:
     spoil(root)
     with pytest.raises(D3S2Error) as caught:
         open_dataset("folder", root, "train")
-    for word in words:
-        assert word in str(caught.value)
+    assert str(caught.value) == sentence.format(root=root)
 
 
 def test_empty_split_and_unknown_names(root: Path) -> None:
     for part in ("images", "labels"):
         (root / "empty" / part).mkdir(parents=True)
-    with pytest.raises(D3S2Error, match="holds no image"):
-        open_dataset("folder", root, "empty")
-    with pytest.raises(D3S2Error, match="unknown data format 'voc'"):
-        open_dataset("voc", root, "train")
-    with pytest.raises(D3S2Error, match="does not exist: check data_root"):
-        open_dataset("folder", root / "nowhere", "train")
-    with pytest.raises(D3S2Error, match="image size"):
-        open_dataset("folder", root, "train", size=(0, 4))
+    formats = "'folder', 'camvid', 'ade20k', 'cocostuff', 'voc2012', 'voc2012aug'"
+    for sentence, format, place, split in (
+        (
+            f"{root}/empty/images holds no image: put files such as 0001.png there, or check the "
+            "split's name.",
+            "folder",
+            root,
+            "empty",
+        ),
+        (f"unknown data format 'voc': use {formats}.", "voc", root, "train"),
+        (
+            f"data folder {root}/nowhere does not exist: check data_root.",
+            "folder",
+            root / "nowhere",
+            "train",
+        ),
+    ):
+        with pytest.raises(D3S2Error) as caught:
+            open_dataset(format, place, split)
+        assert str(caught.value) == sentence
+    for size in ((0, 4), (4, 0), (4,), (4, 4, 4), ()):
+        with pytest.raises(D3S2Error) as caught:
+            open_dataset("folder", root, "train", size=size)
+        assert str(caught.value) == (
+            f"image size {size} is not a pair of positive numbers: give (height, width)."
+        )
+    assert open_dataset("folder", root, "train", size=(1, 1)).read_labels(0).shape == (1, 1)
+
+
+def test_what_is_told_is_left_out_and_the_rest_is_opened(root: Path) -> None:
+    """Every fault is told once, and none hides the lines and files after it."""
+    for name in ("c.bmp", "c.png", "c.tiff", "d.png", "e.webp"):
+        (root / "train/images" / name).write_text("no picture")
+    for name in ("d.PNG", "e.jpg", "f.png", "g.png"):
+        (root / "train/labels" / name).write_text("no picture")
+    lines = ["300,x,1,1,1", "3,y,2,2,2", "4,tree,3,3,3", "5,,4,4,4", "6,grass,5,5,5"]
+    append("\n".join(lines))(root)
+    told: list[D3S2Error] = []
+    data = open_dataset("folder", root, "train", tell=told.append)
+    assert data.ids == ("a", "b", "d") and data.class_names == ("sky", "road", "tree", "grass")
+    assert [path.name for path in data.image_paths] == ["a.png", "b.png", "d.png"]
+    assert [path.name for path in data.label_paths] == ["a.png", "b.png", "d.PNG"]
+    said = [str(error).replace(f"{root}/", "") for error in told]
+    assert said[:3] == [
+        number("id", "300").replace("{root}/", ""),
+        again("id 3").replace("{root}/", "").replace("line 5", "line 6"),
+        "classes.csv line 8: the class has no name, write one in the column 'name'.",
+    ]
+    assert said[3:] == [
+        "train/images/c.png and c.bmp have the same id 'c': keep one of them.",
+        "train/images/c.tiff and c.bmp have the same id 'c': keep one of them.",
+        "image train/images/c.bmp has no mask (2 such): add train/labels/c.png or take the image "
+        "away.",
+        "mask train/labels/f.png has no image (2 such): add train/images/f.png (or .jpg) or take "
+        "the mask away.",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"])
+def test_images_have_any_of_the_usual_suffixes(root: Path, suffix: str) -> None:
+    (root / "train/images/a.png").unlink()
+    save(root / f"train/images/a{suffix.upper()}", np.full((6, 8, 3), 90, np.uint8))
+    assert open_dataset("folder", root, "train").read_image(0).shape == (6, 8, 3)
+
+
+def test_a_data_set_has_the_name_of_its_folder(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path_factory.mktemp("links") / "link"
+    link.symlink_to(root, target_is_directory=True)
+    monkeypatch.chdir(root)
+    for place in (root, str(root), link, "."):
+        data = open_dataset("folder", place, "train")
+        assert (data.name, data.split, data.size) == (root.name, "train", None)
+
+
+def test_ids_and_colours_of_the_classes_are_those_of_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "classes.csv"
+    path.write_text(f"{HEADER}\n254,b,0,255,7\n1,Void,9,9,9\n0,a,1,2,3\n255,IGNORE,8,8,8\n")
+    classes, code = read_classes(path)
+    assert classes == (ClassInfo("b", (0, 255, 7)), ClassInfo("a", (1, 2, 3)))
+    assert code.to_train == (1, IGNORE, *[-1] * 252, 0, IGNORE)
+    colors = {(0, 255, 7): 0, (9, 9, 9): IGNORE, (1, 2, 3): 1, (8, 8, 8): IGNORE}
+    assert (code.colors, code.source, code.remedy) == (colors, "classes.csv", "")
+
+
+def test_classes_are_utf_8_and_fields_keep_their_line_ends(
+    tmp_path: Path, ascii_locale: None
+) -> None:
+    path = tmp_path / "classes.csv"
+    path.write_bytes(f'{HEADER}\r\n0,"Bäume\r\nund mehr",1,2,3\r\n'.encode())
+    assert [info.name for info in read_classes(path)[0]] == ["Bäume\r\nund mehr"]
+    path.write_bytes(f"{HEADER}\n0,B\xe4ume,1,2,3\n".encode("latin-1"))
+    with pytest.raises(D3S2Error, match=r"cannot read .*it must list the classes"):
+        read_classes(path)
+
+
+def test_classes_that_are_written_are_read_again(tmp_path: Path) -> None:
+    classes = tuple(ClassInfo(f"class {k}", (k, 255 - k, 7)) for k in range(255))
+    for count in (1, 3, 255):
+        path = tmp_path / f"{count}.csv"
+        write_classes(path, classes[:count])
+        found, code = read_classes(path)
+        assert found == classes[:count]
+        assert code.to_train == (*range(count), *[-1] * (255 - count), IGNORE)
+        write_classes(path, classes[:count])
+    assert (tmp_path / "1.csv").read_bytes() == f"{HEADER}\n0,class 0,0,255,7\n".encode()
+    with pytest.raises(D3S2Error) as caught:
+        write_classes(tmp_path / "3.csv", classes[:2])
+    assert str(caught.value) == (
+        f"{tmp_path}/3.csv lists other classes or ids than the data to be written: choose an empty "
+        "folder."
+    )
 
 
 def test_classes_file_of_a_spreadsheet(tmp_path: Path) -> None:
@@ -330,8 +542,12 @@ def test_materialise_resumes_and_refuses_a_foreign_folder(
     written.label_paths[1].unlink()
     again = materialise(data, out, progress=False)
     assert again.fingerprint() == before and again.image_paths[0].stat().st_mtime_ns == stamp
-    with pytest.raises(D3S2Error, match="something else"):
+    with pytest.raises(D3S2Error) as caught:
         materialise(data.subset([0]), out, progress=False)
+    assert str(caught.value) == (
+        f"{out / 'train'} also holds 1 images of something else, such as ['b']: choose an empty "
+        "folder."
+    )
     write_classes(out / "other" / "classes.csv", [ClassInfo("cat", (1, 1, 1))])
     with pytest.raises(D3S2Error, match="other classes"):
         materialise(data, out / "other", progress=False)
@@ -388,30 +604,48 @@ def test_open_splits_reads_your_own_folder(home: Path, root: Path) -> None:
     assert train.class_names == ("sky", "road") and home in train.image_paths[0].parents
 
 
+COUNTS = "train_images and val_images are {}: give numbers of images, 0 = all."
+SIZE = "image_size is {!r}: give height x width from 16 to 4096, such as 96x128."
+
+
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("wanted", "sentence"),
     [
-        (Wanted(image_size="32x32"), "scenes are drawn at 64x64"),
-        (Wanted(image_size="big"), "such as 96x128"),
-        (Wanted("camvid"), "-p data_root="),
-        (Wanted(train_images=-1), "0 = all"),
+        (Wanted(image_size="32x64"), "image_size is 32x64 but scenes are drawn at 64x64."),
+        (Wanted(image_size="big"), SIZE.format("big")),
+        (
+            Wanted("camvid"),
+            "data_format 'camvid' reads a folder of yours: name it with -p "
+            "data_root=/path/to/data.",
+        ),
+        (Wanted(train_images=-1), COUNTS.format("(-1, 2)")),
+        (Wanted(val_images=-1), COUNTS.format("(5, -1)")),
     ],
 )
-def test_open_splits_refuses(home: Path, wanted: Wanted, words: str) -> None:
-    with pytest.raises(D3S2Error, match=words):
+def test_open_splits_refuses(home: Path, wanted: Wanted, sentence: str) -> None:
+    with pytest.raises(D3S2Error) as caught:
         open_splits(wanted, progress=False)
+    assert str(caught.value) == sentence
 
 
 def test_open_splits_refuses_more_images_than_there_are(home: Path, root: Path) -> None:
-    with pytest.raises(D3S2Error, match="3 train images are asked for"):
+    with pytest.raises(D3S2Error) as caught:
         open_splits(Wanted("folder", str(root), "16x24", 3, 0), progress=False)
+    assert str(caught.value) == (f"3 train images are asked for but {root.name} has 2: 0 = all.")
 
 
 def test_parse_size() -> None:
-    assert parse_size("96x128") == (96, 128)
-    for text in ("", "96", "96x", "x96", "-9x96", "96x128x3", "8x64", "64x5000"):
-        with pytest.raises(D3S2Error):
+    for text, size in {
+        "96x128": (96, 128),
+        "16X4096": (16, 4096),
+        "4096x16": (4096, 16),
+    }.items():
+        assert parse_size(text) == size
+    texts = ("", "96", "96x", "x96", "-9x96", "96x128x3", "15x64", "64x15", "64x4097", "4097x64")
+    for text in (*texts, f"96x{'9' * 5000}"):
+        with pytest.raises(D3S2Error) as caught:
             parse_size(text)
+        assert str(caught.value) == SIZE.format(text)
 
 
 def camvid_root() -> Path:

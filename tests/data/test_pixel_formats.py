@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from d3s2.core.errors import D3S2Error
-from d3s2.data.dataset import IGNORE, SegmentationDataset
+from d3s2.data.dataset import IGNORE, BadFile, SegmentationDataset
 from d3s2.data.opening import open_dataset
 
 HEADER = "id,name,red,green,blue\n"
@@ -56,21 +56,35 @@ def with_alpha(array: np.ndarray, alpha: int = 255) -> np.ndarray:
     return np.concatenate([array.reshape(*array.shape[:2], -1), channel], axis=2)
 
 
-def png16(path: Path, array: np.ndarray) -> None:
-    """Write uint16[H, W] or uint16[H, W, 3 or 4] as a PNG of 16 bits."""
+def png16(path: Path, array: np.ndarray, transparency: bytes = b"") -> None:
+    """Write uint16[H, W] or uint16[H, W, 3 or 4] as a PNG of 16 bits; transparency: of a tRNS
+    chunk, the colour that is transparent.
+    """
     kind = {1: 0, 3: 2, 4: 6}[array.reshape(*array.shape[:2], -1).shape[2]]
     height, width = array.shape[:2]
     rows = b"".join(b"\0" + array[y].astype(">u2").tobytes() for y in range(height))
     content = b"\x89PNG\r\n\x1a\n"
     head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
-    for name, body in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+    chunks = [(b"IHDR", head), (b"tRNS", transparency), (b"IDAT", zlib.compress(rows))]
+    for name, body in [*chunks, (b"IEND", b"")]:
+        if name == b"tRNS" and not body:
+            continue
         content += struct.pack(">I", len(body)) + name + body
         content += struct.pack(">I", zlib.crc32(name + body))
     path.write_bytes(content)
 
 
-def tiff16(path: Path, array: np.ndarray, order: str) -> None:
-    """Write uint16[H, W, 3] as an uncompressed TIFF; order: "<" or ">", of its bytes."""
+def tiff16(path: Path, array: np.ndarray, order: str, bits: int = 16) -> None:
+    """Write uint16[H, W, 3] as an uncompressed TIFF; order: "<" or ">", of its bytes. bits: 12 for
+    a black uint16[H, W].
+    """
+    if bits == 12:
+        Image.fromarray(array).save(path)
+        packed = path.read_bytes().replace(
+            struct.pack("<HHIHH", 258, 3, 1, 16, 0), struct.pack("<HHIHH", 258, 3, 1, 12, 0)
+        )
+        path.write_bytes(packed)
+        return
     height, width = array.shape[:2]
     body = array.astype(f"{order}u2").tobytes()
     tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8 + 2 + 9 * 12 + 4)]
@@ -104,7 +118,7 @@ LOSSLESS_MASKS = {
 @pytest.mark.parametrize("name", LOSSLESS_MASKS)
 def test_masks_that_lose_nothing_are_read(data: SegmentationDataset, name: str) -> None:
     LOSSLESS_MASKS[name](data.label_paths[0])
-    assert np.array_equal(data.read_labels(0), EXPECTED)
+    assert np.array_equal(data.read_labels(0), EXPECTED) and data.read_labels(0).dtype == np.uint8
 
 
 LOSSLESS_IMAGES = {
@@ -155,6 +169,16 @@ LOSSY_IMAGES = {
     "indexed.png": lambda path: (
         Image.fromarray(PHOTO).quantize(16).save(path, transparency=bytes([0] * 16))
     ),
+    "transparent-colour.png": lambda path: Image.fromarray(PHOTO).save(
+        path, transparency=tuple(int(value) for value in PHOTO[0, 0])
+    ),
+    "wide-transparent-colour.png": lambda path: png16(
+        path, PHOTO.astype(np.uint16) * 257, transparency=b"\0" * 6
+    ),
+    "wide-grey-transparent.png": lambda path: png16(
+        path, PHOTO[..., 0].astype(np.uint16) * 257, transparency=b"\0" * 2
+    ),
+    "twelve-bits.tif": lambda path: tiff16(path, np.zeros((6, 8), np.uint16), "<", bits=12),
 }
 
 
@@ -187,16 +211,23 @@ def test_equal_channels_are_ids_only_where_no_grey_says_otherwise(
     data: SegmentationDataset,
 ) -> None:
     Image.fromarray(np.stack([IDS] * 3, axis=2)).save(data.label_paths[0])
-    for line, meaning in (
-        ("4,tree,7,7,7\n", "equal"),  # colour (7, 7, 7) is tree, id 7 is road
-        ("4,snow,255,255,255\n", "equal"),  # and 255 is ignore
-        ("12,snow,200,200,200\n", ""),  # no id 200: one meaning
+    for line, unknown in (
+        ("4,tree,7,7,7\n", 3),  # colour (7, 7, 7) is tree, id 7 is road
+        ("4,snow,255,255,255\n", 3),  # and 255 is ignore
+        ("12,snow,200,200,200\n", 0),  # no id 200: one meaning
+        ("12,snow,12,12,12\n", 0),  # the same meaning
     ):
         (data.root / "classes.csv").write_text(CLASSES + line)
         changed = open_dataset("folder", data.root, "train")
-        if meaning:
-            with pytest.raises(D3S2Error, match="its channels are equal"):
+        if unknown:
+            with pytest.raises(BadFile) as caught:
                 changed.read_labels(0)
+            assert str(caught.value) == (
+                f"mask {data.label_paths[0]} holds colour (3, 3, 3) (one of {unknown} unknown), "
+                "which classes.csv does not list: its channels are equal, as if they were ids, but "
+                "a grey there means another class than the id of that value: save ids in one "
+                "channel."
+            )
         else:
             assert np.array_equal(changed.read_labels(0), EXPECTED)
 
@@ -229,15 +260,35 @@ UNDO = {
 """How a camera that is held so stores an upright picture."""
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def wide_grey(picture: Image.Image) -> Image.Image:
+    """The same in grey of 16 bits, 8 bits times 257."""
+    return Image.fromarray(np.array(picture.convert("L")).astype(np.uint16) * 257)
+
+
+SAVED_AS = {
+    "jpg": ("a.jpg", lambda picture: picture),
+    "png": ("a.png", lambda picture: picture),
+    "tif": ("a.tif", lambda picture: picture),
+    "webp": ("a.webp", lambda picture: picture),
+    "png with alpha": ("a.png", lambda picture: picture.convert("RGBA")),
+    "tif with alpha": ("a.tif", lambda picture: picture.convert("RGBA")),
+    "indexed png": ("a.png", lambda picture: picture.quantize(16)),
+    "grey tif": ("a.tif", lambda picture: picture.convert("L")),
+    "16-bit png": ("a.png", wide_grey),
+    "16-bit tif": ("a.tif", wide_grey),
+}
+
+
+@pytest.mark.parametrize("form", SAVED_AS)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_upright(data: SegmentationDataset, orientation: int, suffix: str) -> None:
+def test_photographs_are_upright(data: SegmentationDataset, orientation: int, form: str) -> None:
+    name, change = SAVED_AS[form]
     upright = np.zeros((6, 8, 3), np.uint8)
     upright[:3, :4], upright[:3, 4:], upright[3:, :4] = 255, 180, 90
     upright = upright.repeat(8, 0).repeat(8, 1)
     stored = UNDO.get(orientation, lambda array: array)(upright)
-    picture = Image.fromarray(np.ascontiguousarray(stored))
-    data = with_image(data, f"a.{suffix}", lambda path: picture.save(path, exif=exif(orientation)))
+    picture = change(Image.fromarray(np.ascontiguousarray(stored)))
+    data = with_image(data, name, lambda path: picture.save(path, exif=exif(orientation)))
     assert np.abs(data.read_image(0).astype(int) - upright).mean() < 8
     Image.fromarray(IDS.repeat(8, 0).repeat(8, 1)).save(data.label_paths[0])
     assert data.read_labels(0).shape == (48, 64)
@@ -247,14 +298,23 @@ def test_a_mask_that_lies_as_the_camera_was_held_is_told_why(data: SegmentationD
     lying = Image.fromarray(np.ascontiguousarray(np.rot90(PHOTO)))
     data = with_image(data, "a.jpg", lambda path: lying.save(path, exif=exif(6)))
     Image.fromarray(np.ascontiguousarray(np.rot90(IDS))).save(data.label_paths[0])
-    with pytest.raises(D3S2Error, match="EXIF orientation 6 applied"):
+    with pytest.raises(BadFile) as caught:
         data.read_labels(0)
+    assert str(caught.value) == (
+        f"{data.label_paths[0]} is 6x8 pixels but its image a.jpg is 8x6 (its EXIF orientation 6 "
+        "applied): save both at one size."
+    )
 
 
 def test_a_mask_with_an_orientation_is_refused(data: SegmentationDataset) -> None:
     Image.fromarray(IDS).save(data.label_paths[0], exif=exif(3))
-    with pytest.raises(D3S2Error, match=r"EXIF orientation 3.*save it upright"):
+    with pytest.raises(BadFile) as caught:
         data.read_labels(0)
+    assert (caught.value.kind, str(caught.value)) == (
+        "mask with an EXIF orientation",
+        f"mask {data.label_paths[0]} carries the EXIF orientation 3, which may or may not have "
+        "been applied to its ids: save it upright and without EXIF.",
+    )
     Image.fromarray(IDS).save(data.label_paths[0], exif=exif(1))
     assert np.array_equal(data.read_labels(0), EXPECTED)
 

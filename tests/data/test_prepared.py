@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +14,10 @@ import pytest
 from PIL import Image
 
 from d3s2.core import hashes
+from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
-from d3s2.core.files import hash_files
-from d3s2.data import folder, splits
+from d3s2.core.files import digest, hash_files, read_json
+from d3s2.data import folder, scenes, splits
 from d3s2.data.dataset import ClassInfo
 from d3s2.data.folder import materialise, read_classes, write_classes
 from d3s2.data.opening import open_dataset
@@ -84,8 +89,9 @@ def test_an_altered_copy_is_told(
         D3S2Error, match=r"was changed after it was prepared .*move it away"
     ) as caught:
         open_splits(wanted, progress=False)
-    assert str(where) in str(caught.value) and f"its {name.split('/')[0]} images" in str(
-        caught.value
+    assert str(caught.value) == (
+        f"{where} was changed after it was prepared (its {name.split('/')[0]} images, masks or "
+        "classes.csv): move it away, it will be made again."
     )
     where.rename(tmp_path / "away")
     open_splits(wanted, progress=False)
@@ -177,8 +183,13 @@ def test_a_split_without_a_labelled_pixel_is_refused_before_anything_is_written(
 ) -> None:
     for path in (Path(wanted.data_root) / split / "labels").iterdir():
         Image.fromarray(np.full((20, 30), 255, np.uint8)).save(path)
-    with pytest.raises(D3S2Error, match=f"no mask of mine/{split} has a pixel of a class"):
+    with pytest.raises(D3S2Error) as caught:
         open_splits(wanted, progress=False)
+    count = {"train": 2, "val": 1}[split]
+    assert str(caught.value) == (
+        f"no mask of mine/{split} has a pixel of a class, all {count} are ignored throughout: "
+        "check the ids of its masks."
+    )
     assert not (tmp_path / "home" / "data").exists()
 
 
@@ -260,6 +271,128 @@ def test_a_run_remembers_big_files_and_sees_them_change(
     assert train.fingerprint() == plain.fingerprint() != before
 
 
+@pytest.mark.parametrize("data_format", ["folder", "scenes"])
+def test_a_folder_of_another_number_of_images_is_a_sentence(
+    wanted: Wanted, tmp_path: Path, data_format: str
+) -> None:
+    if data_format == "scenes":
+        wanted = Wanted("scenes", "", "64x64", 2, 1)
+    open_splits(wanted, progress=False)
+    where = prepared(tmp_path)
+    for part in ("images", "labels"):
+        sorted((where / "train" / part).iterdir())[0].unlink()
+    with pytest.raises(D3S2Error) as caught:
+        open_splits(wanted, progress=False)
+    assert str(caught.value) == (
+        f"{where} holds [1, 1] images instead of [2, 1]: move it away, it will be made again."
+    )
+
+
+def test_the_folders_name_is_a_digest_of_all_that_decides(wanted: Wanted, tmp_path: Path) -> None:
+    train, val = open_splits(wanted, progress=False)
+    sources = [open_dataset("folder", wanted.data_root, name, (16, 24)) for name in splits.SPLITS]
+    prints = [source.fingerprint() for source in sources]
+    decides = digest([code_version("data.dataset"), *prints])
+    assert prepared(tmp_path).name == f"folder-16x24-{decides[:8]}"
+    assert (train.name, train.ids, val.ids) == ("folder", ("a", "bb"), ("ccc",))
+    for source, found in zip(sources, (train, val), strict=True):
+        for index in range(len(source)):
+            assert np.array_equal(found.read_image(index), source.read_image(index))
+            assert np.array_equal(found.read_labels(index), source.read_labels(index))
+    vouched = read_json(prepared(tmp_path) / splits.PREPARED)
+    assert vouched == {"train": train.fingerprint(), "val": val.fingerprint()}
+
+
+def test_scenes_are_those_of_one_seed_as_many_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D3S2_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(splits, "SCENES_SEED", 3)
+    monkeypatch.setattr(splits, "SCENES_COUNTS", (3, 2))
+    opened = open_splits(Wanted("scenes", "", "64x64", 0, 0), progress=False)
+    assert [len(data) for data in opened] == [3, 2]
+    name = prepared(tmp_path).name
+    assert name == f"scenes-{digest([code_version('data.scenes'), 3, [3, 2]])[:8]}"
+    for data in opened:
+        assert data.class_names == tuple(scenes.CLASSES) and data.name == "scenes"
+        for index in range(len(data)):
+            image, labels = scenes.draw_scene(3, data.split, index)
+            assert np.array_equal(data.read_image(index), image)
+            assert np.array_equal(data.read_labels(index), labels)
+
+
+def test_fewer_images_are_spread_over_the_sorted_ids(wanted: Wanted) -> None:
+    root = Path(wanted.data_root)
+    for number in range(5):
+        pair(root, "train", f"c{number}", np.full((20, 30), 3, np.uint8))
+    for count, places in ((1, [0]), (3, [0, 2, 4]), (7, range(7)), (0, range(7))):
+        names = ("a", "bb", "c0", "c1", "c2", "c3", "c4")
+        train, _ = open_splits(replace(wanted, train_images=count), progress=False)
+        assert train.ids == tuple(names[place] for place in places)
+
+
+def test_what_was_written_is_on_the_disk_before_it_is_vouched_for(
+    wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def sync() -> None:
+        where = prepared(tmp_path)
+        seen.append(sorted(path.name for path in where.rglob("*.*")))
+
+    monkeypatch.setattr(os, "sync", sync)
+    open_splits(wanted, progress=False)
+    pictures = [f"{name}.png" for name in ("a", "bb", "ccc")] * 2
+    assert seen == [sorted([*pictures, "classes.csv"])]
+    open_splits(wanted, progress=False)
+    assert len(seen) == 1
+
+
+class Terminal(io.StringIO):
+    """What a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_person_at_a_terminal_sees_how_far_it_is(
+    wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "LONG_AFTER", 0)
+    drawn = Wanted("scenes", "", "64x64", 2, 1)
+    for progress in (True, False):
+        monkeypatch.setenv("D3S2_HOME", str(tmp_path / f"home-{progress}"))
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        for data in (wanted, drawn):
+            open_splits(data, progress)
+        said = sys.stderr.getvalue()
+        folder = next((tmp_path / f"home-{progress}" / "data").glob("folder-*"))
+        for label, count in (("train", 2), ("val", 1)):
+            for line in (f"writing {folder.name}/{label}", f"drawing {label}"):
+                assert (re.search(f"{line}: 100%.* {count}/{count} ", said) is not None) == progress
+        assert re.search("reading files: +0%.* 0/4 ", said)
+        assert said.endswith("\r")  # the last bar is wiped out
+
+
+def test_what_a_preparation_writes_is_not_foreign(tmp_path: Path) -> None:
+    """Another process may have prepared the folder just now."""
+    names = {"train": ["a"], "val": ["b", "c"]}
+    kept = ["classes.csv", splits.PREPARED, ".hidden", "train/images/a.png", "val/labels/c.png"]
+    for name in [*kept, "val/images/.half.png", "train/empty/.x"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    splits._refuse_foreign_files(tmp_path, names)
+    for name in ("train/images/b.png", "val/images/c.jpg", "train/empty/x.txt", "val/c.png"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(D3S2Error) as caught:
+            splits._refuse_foreign_files(tmp_path, names)
+        assert str(caught.value) == (
+            f"{tmp_path} is not prepared to its end and holds {name}, which is not of its making: "
+            "move the file or the folder away."
+        )
+        (tmp_path / name).unlink()
+
+
 def test_complete_png_keeps_writes_and_refuses(tmp_path: Path) -> None:
     path, pixels = tmp_path / "data/train/images/a.png", np.full((4, 4), 7, np.uint8)
     for before in (None, b"", b"\x89PNG\r\n\x1a\n"):
@@ -267,7 +400,11 @@ def test_complete_png_keeps_writes_and_refuses(tmp_path: Path) -> None:
             path.write_bytes(before)
         folder.complete_png(path, pixels)
         assert np.array_equal(np.array(Image.open(path)), pixels)
-    with pytest.raises(D3S2Error, match=f"folder {tmp_path / 'data'} away"):
+    with pytest.raises(D3S2Error) as caught:
         folder.complete_png(path, pixels + 1)
+    assert str(caught.value) == (
+        f"{path} is there and holds other pixels than are to be written: move the folder "
+        f"{tmp_path / 'data'} away, or choose an empty one."
+    )
     write_classes(tmp_path / "classes.csv", [ClassInfo("sky", (1, 2, 3))])
     write_classes(tmp_path / "classes.csv", [ClassInfo("sky", (1, 2, 3))])

@@ -65,6 +65,12 @@ def oblong(tmp_path_factory) -> SegmentationDataset:
     return open_dataset("folder", root, "train")
 
 
+def test_batches_are_made_on_the_device_asked_for(oblong):
+    assert read_images(oblong, [0], "meta").device.type == "meta"
+    assert read_masks(oblong, [0], "meta").device.type == "meta"
+    assert read_images(oblong, [0]).device.type == read_masks(oblong, [0]).device.type == "cpu"
+
+
 def test_a_data_set_is_read_in_the_order_asked_for_height_before_width(oblong):
     images, labels = read_images(oblong, [2, 0]), read_masks(oblong, [2, 0])
     assert images.shape == (2, 3, 4, 7) and labels.shape == (2, 4, 7)
@@ -99,3 +105,4 @@ def test_a_small_batch_is_padded_to_four_by_its_last_item_and_a_large_one_is_lef
     padded = pad_batch(batch)
     assert len(padded) == max(size, 4) and torch.equal(padded[:size], batch)
     assert (padded[size:] == batch[-1]).all()
+    assert (padded is batch) == (size >= 4)

@@ -274,9 +274,10 @@ def test_only_the_layers_chosen_are_compared():
     features, targets = layers(21), targets_of(layers(22), labels)
     first, second = (feature_matching(features, labels, targets, layers=[k]) for k in range(2))
     torch.testing.assert_close(feature_matching(features, labels, targets), (first + second) / 2)
-    for wrong in ([], [2]):
-        with pytest.raises(D3S2Error, match="choose some of 0 to 1"):
+    for wrong in ([], [2], [0, -1]):
+        with pytest.raises(D3S2Error) as caught:
             feature_matching(features, labels, targets, layers=wrong)
+        assert str(caught.value) == f"layers are {wrong}: choose some of 0 to 1."
 
 
 def test_areas_computed_once_change_no_bit():
@@ -320,8 +321,12 @@ def test_the_order_of_the_images_does_not_matter():
 
 def test_statistics_of_another_proxy_are_refused():
     _, labels = some(0)
-    with pytest.raises(D3S2Error, match="run notebook 01 again"):
+    with pytest.raises(D3S2Error) as caught:
         feature_matching(layers(0)[:1], labels, targets_of(layers(0), labels))
+    assert str(caught.value) == (
+        "The proxy gives 1 feature layers but the statistics hold 2: run notebook 01 again with "
+        "this proxy."
+    )
 
 
 # --------------------------------------------------------------- what counts, class by class
@@ -466,3 +471,82 @@ def test_moments_of_features_far_from_zero_are_those_of_double_precision(offset)
     assert torch.allclose(mean.double(), exact_mean, rtol=3e-7, atol=3e-7)
     assert torch.allclose(variance.double(), exact_variance, rtol=2e-4 + offset * 1e-6, atol=0)
     assert not mean[:, 3].any() and not variance[:, 3].any()  # a class without area
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"device": "meta"}, {"dtype": torch.float64}, {"device": "meta", "eps": 0.5}]
+)
+def test_targets_and_memory_lie_where_they_are_asked_for_and_are_the_moments(asked):
+    _, labels = some(38)
+    moments = moments_of(layers(38), torch.where(labels == 2, 255, labels))
+    device, dtype = asked.get("device", "cpu"), asked.get("dtype", torch.float32)
+    targets = FeatureTargets.from_moments(moments, **asked)
+    memory = SetMemory.from_moments(
+        moments, **{key: value for key, value in asked.items() if key != "eps"}
+    )
+    eps = asked.get("eps", 1e-6)
+    variances, overall = moments.variance(), moments.global_variance()
+    for layer in range(2):
+        pairs = [
+            (targets.mean, moments.mean[layer]),
+            (targets.deviation, (variances[layer] + eps).sqrt()),
+            (targets.scale, overall[layer]),
+            (targets.known, moments.n[layer] > 0),
+            (memory.n, moments.n[layer]),
+            (memory.mean, moments.mean[layer]),
+            (memory.variance, variances[layer]),
+        ]
+        for found, expected in pairs:
+            kind = torch.bool if found is targets.known else dtype
+            assert (found[layer].device.type, found[layer].dtype) == (device, kind)
+            assert found[layer].shape == expected.shape and len(found) == 2
+            if device == "cpu":
+                assert torch.equal(found[layer], expected.to(kind))
+    assert moments.n[0][2] == 0
+
+
+class Elsewhere(ClassAreas):
+    """Areas on the device that only knows shapes; masks are not checked there."""
+
+    def at(self, feature):
+        here = ClassAreas(torch.zeros(self.labels.shape, dtype=torch.int64), self.num_classes)
+        n, weights = here.at(torch.zeros(feature.shape, dtype=feature.dtype))
+        return n.to("meta"), weights.to("meta")
+
+
+def test_the_feature_loss_of_masks_elsewhere_is_computed_there():
+    _, labels = some(39)
+    moments = moments_of(layers(39), labels)
+    targets = FeatureTargets.from_moments(moments, "meta")
+    memory = SetMemory.from_moments(moments, "meta")
+    features = [f.to("meta") for f in layers(40)]
+    found = feature_matching(features, Elsewhere(labels.to("meta"), C), targets, memory=memory)
+    assert (found.device.type, found.shape, found.dtype) == ("meta", (3,), torch.float64)
+
+
+def test_areas_are_kept_for_each_size_and_precision():
+    """And are those of the soft masks: in cells, with weights that sum to one over a class."""
+    _, labels = some(41)
+    areas = ClassAreas(labels, C)
+    for _ in range(2):
+        for size in ((H, W), (H // 2, W // 2)):
+            for dtype in (torch.float32, torch.float64):
+                feature = torch.zeros(3, 2, *size, dtype=dtype)
+                n, weights = areas.at(feature)
+                masks = soft_masks(labels, C, size).to(dtype).flatten(2)
+                assert n.dtype == weights.dtype == dtype
+                torch.testing.assert_close(n, masks.sum(2))
+                torch.testing.assert_close(weights * n[:, None], masks.transpose(1, 2))
+                assert areas.at(feature)[1] is weights
+
+
+def test_a_share_of_a_cell_has_the_mean_of_its_pixels_and_no_variance():
+    """A class of a quarter of a cell: the area is small, its moments are those of the cell."""
+    labels = torch.zeros(1, H, W, dtype=torch.int64)
+    labels[0, 0, 0] = 3
+    feature = layers(42, 1)[1]
+    n, mean, variance = class_moments(feature, soft_masks(labels, C, (H // 2, W // 2)).double())
+    assert n[0, 3] == 0.25
+    torch.testing.assert_close(mean[0, 3], feature[0, :, 0, 0])
+    assert variance[0, 3].abs().max() < 1e-12
+    assert not n[0, 1] and not mean[0, 1].any() and not variance[0, 1].any()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.tensors import class_sets, read_images, read_masks, to_uint8
 from d3s2.guidance.losses import FeatureTargets, LossOptions, guidance_losses, pixel_losses
 from d3s2.guidance.painting import RECORD, Painter, Recipe, generate, image_seed, synthesise
-from d3s2.guidance.quality import class_mean_losses, ignore_doubtful
-from d3s2.guidance.sampler import Guidance, finish, initial_noise, sample
+from d3s2.guidance.quality import SCORES, class_mean_losses, ignore_doubtful, judge
+from d3s2.guidance.sampler import Guidance, NoiseStream, finish, initial_noise, sample
 from d3s2.models.generator import LayoutGenerator, LayoutUNet, noise_schedule, save_half
 from d3s2.models.load import load_generator, load_proxy
 from d3s2.models.pretraining import Schedule as Training
@@ -116,6 +117,20 @@ def test_a_broken_run_goes_on_to_the_same_bytes_and_keeps_what_is_there(dataset,
     assert (
         tree(tmp_path / "broken") == tree(tmp_path / "whole") and kept.stat().st_mtime_ns == before
     )
+
+
+@pytest.mark.parametrize("scope, resumed", [("image", [4, 5]), ("set", [2, 5])])
+def test_progress_counts_what_was_there_before(dataset, quick, tmp_path, scope, resumed):
+    """Blocks of the set scope are gone through in turn; of the image scope all is known at once."""
+    recipe = replace(QUICK, losses=LossOptions(scope=scope, renew=2))
+    said = []
+    for lost in ((), (0, 4), ()):
+        for rank in lost:
+            (tmp_path / "records" / f"{dataset.ids[rank]}.json").unlink()
+        done = []
+        synthesise(quick, dataset, range(5), tmp_path, recipe, lambda *a, done=done: done.append(a))
+        said.append(done)
+    assert said == [[(2, 5), (4, 5), (5, 5)], [(done, 5) for done in resumed], []]
 
 
 def test_another_seed_gives_other_images_of_the_same_masks(dataset, painter, tmp_path):
@@ -401,37 +416,65 @@ def test_a_painter_with_parts_of_another_method_travels_by_pickle(dataset, paint
         assert torch.equal(*images)
 
 
+RENEW = "renew is {} and kappa {}: renew counts from 1, kappa is 0 or more."
+COUNTS = (
+    "candidates is {}, group {} and ignore_margin {}: the first two count from 1, the last is 0 or "
+    "more."
+)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: LossOptions(scope="world"), "scope is 'world'"),
-        (lambda: LossOptions(renew=0), "renew is 0"),
-        (lambda: Recipe(score="beauty"), "score is 'beauty'"),
-        (lambda: Recipe(candidates=0), "candidates is 0"),
+        (lambda: LossOptions(scope="world"), "scope is 'world': use 'image' or 'set'."),
+        (lambda: LossOptions(renew=0), RENEW.format(0, 1.0)),
+        (lambda: LossOptions(kappa=-0.5), RENEW.format(8, -0.5)),
+        (lambda: LossOptions(kappa=math.nan), RENEW.format(8, "nan")),
+        (lambda: Recipe(score="beauty"), f"score is 'beauty': choose {', '.join(SCORES)}."),
+        (lambda: Recipe(candidates=0), COUNTS.format(0, 8, 0.0)),
+        (lambda: Recipe(group=0), COUNTS.format(1, 0, 0.0)),
+        (lambda: Recipe(ignore_margin=-0.5), COUNTS.format(1, 8, -0.5)),
+        (lambda: Recipe(ignore_margin=math.nan), COUNTS.format(1, 8, "nan")),
     ],
 )
 def test_bad_recipes_are_named(make, message):
-    with pytest.raises(D3S2Error, match=message):
+    with pytest.raises(D3S2Error) as caught:
         make()
+    assert str(caught.value) == message
+
+
+def test_what_is_just_allowed_is_allowed():
+    options = LossOptions(kappa=0.0, renew=1, scope="set")
+    for score in SCORES:
+        recipe = Recipe(score=score, candidates=1, group=1, ignore_margin=0.0, losses=options)
+        assert recipe.score == score
 
 
 def test_a_layer_that_the_proxy_lacks_is_named(dataset, painter):
-    with pytest.raises(D3S2Error, match="no layer 'encoder9'"):
-        guidance_losses(
-            painter.proxy,
-            read_masks(dataset, [0]),
-            painter.targets,
-            LossOptions(layers=("encoder9",)),
+    labels = read_masks(dataset, [0])
+    for layers in (("encoder9",), ("nowhere", "encoder1", "encoder9")):
+        with pytest.raises(D3S2Error) as caught:
+            guidance_losses(painter.proxy, labels, painter.targets, LossOptions(layers=layers))
+        assert str(caught.value) == (
+            "The proxy has no layer 'encoder9': choose from encoder1, encoder2, decoder."
         )
 
 
 def test_bad_selections_and_a_foreign_generator_are_refused(dataset, painter, tmp_path):
-    for indices in ([], [1, 1]):
-        with pytest.raises(D3S2Error, match="masks selected"):
+    for indices, words in (([], "0 masks selected, 0"), ([1, 2, 1], "3 masks selected, 2")):
+        with pytest.raises(D3S2Error) as caught:
             synthesise(painter, dataset, indices, tmp_path, RECIPE)
+        assert str(caught.value) == (
+            f"{words} of them different: the selection must hold each mask once and at least one."
+        )
     foreign = LayoutGenerator(LayoutUNet(7, channels=(32, 32), layers=1), noise_schedule())
-    with pytest.raises(D3S2Error, match="knows 7 classes"):
+    with pytest.raises(D3S2Error) as caught:
         synthesise(replace(painter, generator=foreign), dataset, [0], tmp_path, RECIPE)
+    assert str(caught.value) == (
+        f"The generator knows 7 classes, {dataset.name} has 20: train a generator for this dataset "
+        "with `python -m d3s2.models.pretraining`."
+    )
+    assert not tree(tmp_path)
 
 
 def test_pixels_round_trip():
@@ -538,12 +581,16 @@ def greedy(painter: Painter, most: int) -> Painter:
 
 def test_out_of_memory_says_what_to_lower(dataset, painter, tmp_path):
     said = {
-        "stop": "for 2 images at once: lower sampling_batch",
-        "halve": "for a single image: take vae_memory",
+        "stop": "2 images at once: lower sampling_batch or set out_of_memory=halve, then take",
+        "halve": "a single image: take",
     }
     for choice, words in said.items():
-        with pytest.raises(D3S2Error, match=words):
+        with pytest.raises(D3S2Error) as caught:
             synthesise(greedy(painter, 0), dataset, [0, 1], tmp_path, RECIPE, out_of_memory=choice)
+        assert str(caught.value) == (
+            f"The GPU's memory is too small for {words} vae_memory=tiling or jacobian=detach. "
+            "What is finished is kept."
+        )
 
 
 def test_halved_groups_make_the_same_files(dataset, painter, tmp_path):
@@ -582,7 +629,9 @@ def test_the_training_command_says_what_is_wrong_in_a_sentence(tmp_path, capsys)
 
 # ------------------------------------------------------------- seeds, options and the order on disk
 class Toy(torch.nn.Module):
-    """A network of a few operations, for tests of what is around it: v follows image and layout."""
+    """A network of a few operations, for tests of what is around it: v follows image, layout and
+    class set.
+    """
 
     dtype = torch.float32
 
@@ -594,7 +643,8 @@ class Toy(torch.nn.Module):
 
     def forward(self, x, t, layout, classes):
         picture = 0.0 if layout is None else 0.02 * layout[:, None].clamp(max=20)
-        return 0.5 * x.roll(1, -1) - picture
+        hint = 0.0 if classes is None else (0.01 * classes.cumsum(1)).mean(1)[:, None, None, None]
+        return 0.5 * x.roll(1, -1) - picture - hint
 
 
 @pytest.fixture
@@ -649,19 +699,29 @@ def test_every_mask_try_and_run_starts_from_noise_of_its_own(dataset, quick):
     assert torch.equal(again[0], images[1])
 
 
+def test_images_are_made_where_the_masks_lie(dataset, quick):
+    """The device that only knows shapes: whatever stayed behind could not be computed with."""
+    labels = read_masks(dataset, [0, 1]).to("meta")
+    images = generate(quick, labels, ["a", "b"], QUICK)
+    assert (images.device.type, images.shape) == ("meta", (2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_an_image_can_be_made_again_from_the_seed_in_its_record(
-    dataset, quick, tmp_path, candidates
+    dataset, quick, tmp_path, candidates, eta
 ):
-    recipe = replace(QUICK, candidates=candidates, seed=7)
+    guidance = Guidance(eta=eta, cfg_scale=1.5)
+    recipe = replace(QUICK, candidates=candidates, seed=7, guidance=guidance)
     made = synthesise(quick, dataset, range(4), tmp_path, recipe)
     found = records(tmp_path, made.ids)
     assert len({record["noise_seed"] for record in found}) == 4
     assert candidates == 1 or len({record["candidate"] for record in found}) > 1
-    noise = initial_noise([record["noise_seed"] for record in found], (3, 64, 64))
+    noise = NoiseStream([record["noise_seed"] for record in found], (3, 64, 64))
     layout = read_masks(dataset, [dataset.ids.index(name) for name in made.ids])
-    last = finish(sample(quick.generator, noise, layout, class_sets(layout, 20), recipe.steps))
-    for k, pixels in enumerate(to_uint8(last.image)):
+    classes = class_sets(layout, 20)
+    steps = sample(quick.generator, noise(), layout, classes, 2, guidance, fresh=noise)
+    for k, pixels in enumerate(to_uint8(finish(steps).image)):
         np.testing.assert_array_equal(made.read_image(k), pixels)
 
 
@@ -694,6 +754,91 @@ def test_every_option_of_the_losses_changes_the_image(dataset, quick, other):
         for options in (LossOptions(), other)
     )
     assert (plain - changed).abs().max() > 1e-3
+
+
+# ------------------------------------------------------------------------ what is no image at all
+@dataclass(frozen=True)
+class Spoilt:
+    """Start noise with one value in the noise of the masks of these names."""
+
+    value: float
+    names: tuple[str, ...]
+
+    def __call__(self, ids, seeds, shape):
+        batch = initial_noise(seeds, shape)
+        for k, name in enumerate(ids):
+            if name in self.names:
+                batch[k, 1, 2, 3] = self.value
+        return lambda: batch
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_image_that_is_not_finite_is_refused_by_its_masks_name_and_not_written(
+    dataset, quick, tmp_path, value
+):
+    """One pixel that is no number is enough; it once came out black, without a word."""
+    names = [dataset.ids[i] for i in (2, 0, 4, 1)]
+    # what the sampler clamps is finite again, except NaN
+    loose = replace(quick, generator=Unbounded(Toy(), noise_schedule()))
+    with pytest.raises(D3S2Error) as caught:
+        spoilt = replace(loose, noise=Spoilt(value, (names[3],)))
+        synthesise(spoilt, dataset, [2, 0, 4, 1], tmp_path, QUICK)
+    assert str(caught.value) == (
+        f"The image of mask {names[3]} is not finite and is not written: lower the guidance "
+        "scales, or give the networks more precision."
+    )
+    made = [f"train/images/{name}.png" for name in sorted(names[:2])]
+    assert sorted(pictures(tmp_path)) == [
+        *made,
+        *(path.replace("images", "labels") for path in made),
+    ]
+    whole = synthesise(loose, dataset, [2, 0, 4, 1], tmp_path, QUICK)
+    assert len(whole) == 4
+
+
+class Unbounded(LayoutGenerator):
+    """One whose images the sampler leaves as they are."""
+
+    bounded = False
+
+
+@dataclass
+class Saying:
+    """A judge whose answers to each try are given."""
+
+    answers: list[list[float]]
+    asked: int = 0
+
+    def __call__(self, proxy, targets, images, labels):
+        self.asked += 1
+        return {"proxy_agreement": self.answers[self.asked - 1]}
+
+
+def test_a_try_without_a_score_never_wins_and_is_null_in_the_record(dataset, quick, tmp_path):
+    recipe = replace(QUICK, candidates=3, score="proxy_agreement")
+    said = [[math.nan, 0.5], [0.25, -math.inf], [0.125, math.nan]]
+    synthesise(replace(quick, judge=Saying(said)), dataset, [0, 1], tmp_path, recipe)
+    found = records(tmp_path, dataset.ids[:2])
+    assert [record["candidate"] for record in found] == [1, 0]
+    assert [record["proxy_agreement"] for record in found] == [0.25, 0.5]
+    assert [record["scores"] for record in found] == [[None, 0.25, 0.125], [0.5, None, None]]
+
+
+@pytest.mark.parametrize(
+    "candidates, said, words",
+    [
+        (1, [[0.5, math.nan]], "proxy_agreement of the image of mask {} is nan"),
+        (1, [[0.5, math.inf]], "proxy_agreement of the image of mask {} is inf"),
+        (2, [[0.5, math.nan]] * 2, "proxy_agreement of image 1 of the batch is NaN in all 2 tries"),
+    ],
+)
+def test_an_image_without_a_verdict_is_not_written(
+    dataset, quick, tmp_path, candidates, said, words
+):
+    recipe = replace(QUICK, candidates=candidates, score="proxy_agreement")
+    with pytest.raises(D3S2Error, match=words.format(dataset.ids[1])):
+        synthesise(replace(quick, judge=Saying(said)), dataset, [0, 1], tmp_path, recipe)
+    assert not pictures(tmp_path)
 
 
 class Stop(BaseException):
@@ -752,16 +897,58 @@ def test_what_is_written_is_in_its_order_on_the_disk(dataset, quick, tmp_path, m
     assert synced == list(range(len(order)))  # each of them before its name
 
 
-def test_the_card_sums_up_its_records(dataset, quick, tmp_path):
-    made = synthesise(quick, dataset, [4, 1, 5], tmp_path, replace(QUICK, ignore_margin=1.0))
-    card = json.loads((tmp_path / "card.json").read_text())
-    found = records(tmp_path, card["ids_in_order_of_selection"])
-    assert [record["rank"] for record in found] == [0, 1, 2]
-    assert (card["images"], card["of"]) == (len(made), len(dataset)) == (3, 6)
-    assert card["ignored_pixels"] == sum(record["ignored_pixels"] for record in found) > 0
-    for key, mean in card["mean_quality"].items():
-        assert mean == pytest.approx(np.mean([record[key] for record in found]), abs=1e-6)
-    for number, share in enumerate(card["class_agreement"]):
-        cells = [record["class_pixels"].get(str(number), [0, 0]) for record in found]
-        right, pixels = np.sum(cells, axis=0)
-        assert share == (pytest.approx(right / pixels, abs=1e-6) if pixels else None)
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_record_and_card_say_this_and_no_more(dataset, quick, tmp_path, candidates):
+    """All of both, counted again from the files with numpy."""
+    chosen = [4, 1, 5]
+    recipe = replace(QUICK, ignore_margin=1.0, seed=3, candidates=candidates, method="mine")
+    made = synthesise(quick, dataset, chosen, tmp_path, recipe)
+    names = [dataset.ids[i] for i in chosen]
+    found = records(tmp_path, names)
+    seen = np.zeros((20, 2), dtype=int)
+    ignored = 0
+    for rank, (name, record) in enumerate(zip(names, found, strict=True)):
+        image, labels = (read(made, [made.ids.index(name)]) for read in (read_images, read_masks))
+        mask = dataset.read_labels(chosen[rank])
+        said = quick.proxy(image).logits.argmax(1)[0].numpy()
+        classes = [int(c) for c in np.unique(mask) if c != 255]
+        cells = {c: [int((said == mask)[mask == c].sum()), int((mask == c).sum())] for c in classes}
+        lost = int((labels[0].numpy() == 255).sum() - (mask == 255).sum())
+        candidate = record.get("candidate", 0)
+        verdict = judge(quick.proxy, quick.targets, image, torch.from_numpy(mask[None]).long())
+        expected = {name: value for name, (value,) in verdict.items()} | {
+            "id": name,
+            "rank": rank,
+            "noise_seed": image_seed(3, name, candidate),
+            "method": "mine",
+            "class_pixels": {str(c): pair for c, pair in cells.items()},
+            "ignored_pixels": lost,
+        }
+        if candidates > 1:
+            expected |= {"candidate": candidate, "scores": record["scores"]}
+            assert record["scores"][candidate] == record["segmentation_loss"]
+            assert len(record["scores"]) == candidates
+        assert record == expected
+        ignored += lost
+        for c, pair in cells.items():
+            seen[c] += pair
+    assert ignored > 0
+    assert json.loads((tmp_path / "card.json").read_text()) == {
+        "name": f"{dataset.name}-mine",
+        "source": f"{dataset.name}/train",
+        "images": 3,
+        "of": 6,
+        "recipe": json.loads(json.dumps(asdict(recipe))),
+        "ids_in_order_of_selection": names,
+        "mean_quality": {
+            score: round(float(np.mean([record[score] for record in found])), 6) for score in SCORES
+        },
+        "class_agreement": [
+            round(int(right) / int(all_), 6) if all_ else None for right, all_ in seen
+        ],
+        "ignored_pixels": ignored,
+    }
+    losses = json.loads((tmp_path / "class_losses.json").read_text())
+    real = class_mean_losses(quick.proxy, dataset).tolist()
+    assert losses == [value if math.isfinite(value) else None for value in real]
+    assert made.num_classes == 20 and made.classes == dataset.classes

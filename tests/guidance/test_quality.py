@@ -108,6 +108,17 @@ def test_the_filter_is_strict_knows_each_pixels_class_and_spares_classes_never_s
     assert ignore_doubtful(losses, labels, means, 1.25).tolist() == [[[0, 255, 1, 255, 2, 255]]]
 
 
+def test_the_filter_works_where_the_masks_lie():
+    """The classes' losses come from the CPU; the device here only knows shapes."""
+    logits, labels = some(4)
+    losses = pixel_losses(logits, labels)
+    found = ignore_doubtful(losses.to("meta"), labels.to("meta"), torch.ones(C))
+    assert (found.device.type, found.dtype, found.shape) == ("meta", torch.int64, labels.shape)
+    usual = ignore_doubtful(losses, labels, torch.ones(C))
+    assert torch.equal(usual, ignore_doubtful(losses, labels, torch.ones(C), 1.25))
+    assert not torch.equal(usual, ignore_doubtful(losses, labels, torch.ones(C), 2.25))
+
+
 def test_a_perfect_proxy_filters_nothing():
     _, labels = some(1)
     perfect = (
@@ -151,9 +162,51 @@ def test_the_best_try_is_kept_image_by_image_and_the_first_of_equals(score, expe
     assert best(verdicts, score) == expected
 
 
-def test_an_unknown_score_is_refused():
-    with pytest.raises(D3S2Error, match=f"choose {', '.join(SCORES)}"):
+@given(
+    tries=st.lists(
+        st.lists(
+            st.sampled_from([math.nan, -math.inf, -1.0, 0.5, math.inf]), min_size=3, max_size=3
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    score=st.sampled_from(sorted(SCORES)),
+)
+@settings(max_examples=80, deadline=None)
+def test_what_is_not_a_number_never_wins(tries, score):
+    """The choice is that of a tournament in which NaN loses to everything; all NaN is refused."""
+    verdicts = [{score: values} for values in tries]
+    lost = [k for k in range(3) if all(math.isnan(values[k]) for values in tries)]
+    if lost:
+        with pytest.raises(D3S2Error) as caught:
+            best(verdicts, score)
+        assert str(caught.value) == (
+            f"The {score} of image {lost[0]} of the batch is NaN in all {len(tries)} tries, so "
+            "none is the best: look at what the proxy answers."
+        )
+        return
+    expected = []
+    for k in range(3):
+        winner = None
+        for place, values in enumerate(tries):
+            value = SCORES[score] * values[k]
+            if not math.isnan(value) and (
+                winner is None or value > SCORES[score] * tries[winner][k]
+            ):
+                winner = place
+        expected.append(winner)
+    assert best(verdicts, score) == expected
+
+
+def test_an_unknown_score_and_one_that_the_judge_does_not_give_are_refused():
+    with pytest.raises(D3S2Error) as caught:
         best([], "beauty")
+    assert str(caught.value) == f"score is 'beauty': choose {', '.join(SCORES)}."
+    with pytest.raises(D3S2Error) as caught:
+        best([{"red": [1.0], "feature_loss": [1.0]}, {"feature_loss": [1.0]}], "proxy_agreement")
+    assert str(caught.value) == (
+        "score is 'proxy_agreement', but the judge gives red, feature_loss: choose one of them."
+    )
 
 
 # ------------------------------------------------------------- the verdict, from its definitions
@@ -221,7 +274,9 @@ def test_ignored_pixels_count_for_nothing(seed):
     real = ClassMoments(4, [3])
     real.update([drawn(seed + 1, 3)[0]], drawn(seed + 1, 3)[1])
     targets, proxy = FeatureTargets.from_moments(real), Given()
-    assert judge(proxy, targets, images, labels) == judge(proxy, targets, other, labels)
+    verdict = judge(proxy, targets, images, labels)
+    for name, found in judge(proxy, targets, other, labels).items():
+        assert found == pytest.approx(verdict[name], abs=2e-6), name  # the last of six digits
     for one, two in zip(
         class_agreement(proxy(images).logits, labels),
         class_agreement(proxy(other).logits, labels),
@@ -236,10 +291,14 @@ def test_ignored_pixels_count_for_nothing(seed):
 
 @pytest.fixture(scope="module")
 def with_void(tmp_path_factory) -> SegmentationDataset:
-    """Five small images of three classes, with ignored pixels; a fourth class is nowhere."""
+    """Five small images of three classes, with ignored pixels, the first of a single pixel; a
+    fourth class is nowhere.
+    """
     root, rng = tmp_path_factory.mktemp("void"), np.random.default_rng(3)
     write_classes(root / "classes.csv", [ClassInfo(f"c{k}", (k, 0, 0)) for k in range(4)])
     labels = rng.choice(np.array([0, 1, 2, 255], np.uint8), (5, 4, 6), p=[0.1, 0.4, 0.2, 0.3])
+    labels[labels == 0] = 1
+    labels[3, 1, 2] = 0
     images = rng.integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
     for part, arrays in (("images", images), ("labels", labels)):
         (root / "train" / part).mkdir(parents=True)

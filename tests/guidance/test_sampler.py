@@ -536,8 +536,24 @@ def test_window_counts_its_steps(tiny, start):
 
 def test_cfg_scale_zero_ignores_the_condition_and_one_needs_no_second_pass(tiny, start):
     noise, layout, classes = start
-    free = finish(sample(tiny, noise, layout, classes, steps=5, guidance=Guidance(cfg_scale=0.0))).x
-    torch.testing.assert_close(free, finish(sample(tiny, noise, None, None, steps=5)).x)
+    asked = []
+
+    def counting(x, t, layout, classes):
+        asked.append(layout is not None)
+        return tiny.unet(x, t, layout, classes)
+
+    def run(layout, classes, scale):
+        asked.clear()
+        guidance = Guidance(cfg_scale=scale)
+        return finish(sample(toy(counting), noise, layout, classes, 5, guidance)).x
+
+    plain = finish(sample(tiny, noise, layout, classes, steps=5)).x
+    free = finish(sample(tiny, noise, None, None, steps=5)).x
+    assert not torch.allclose(plain, free, atol=1e-3)
+    torch.testing.assert_close(run(layout, classes, 0.0), free)
+    assert asked == [True, False] * 5
+    assert torch.equal(run(layout, classes, 1.0), plain)
+    assert asked == [True] * 5
 
 
 def test_one_seed_one_noise_whatever_the_company():
@@ -545,59 +561,85 @@ def test_one_seed_one_noise_whatever_the_company():
     assert not torch.equal(initial_noise([3], (3, 8, 8)), initial_noise([4], (3, 8, 8)))
 
 
+WINDOW = "window is {}: give two fractions with 0 <= start <= end <= 1."
+ETA = "eta is {}: give a number from 0 (deterministic) to 1 (as noisy as DDPM)."
+COUNTS = "recurrence is {} and every is {}: both count from 1."
+CLIP = "clip_norm is {}: give a positive share of the noise's length, or 0 for no bound."
+STEPS = "steps is {}: it must divide 1000, for example 10, 20, 25, 40, 50 or 100."
+SPACING = "The scheduler's timestep_spacing is {!r}: 'leading' and 'trailing' are known."
+OFFSET = "The scheduler's steps_offset is {}, with {} steps {} apart: take fewer steps."
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Guidance(mode="loud"), "mode is 'loud'"),
-        (lambda: Guidance(jacobian="half"), "jacobian is 'half'"),
-        (lambda: Guidance(window=(0.8, 0.2)), "window is"),
-        (lambda: Guidance(eta=1.5), "eta is 1.5"),
-        (lambda: Guidance(recurrence=0), "recurrence is 0"),
-        (lambda: Guidance(every=0), "every is 0"),
-        (lambda: Guidance(clip_norm=-1.0), "clip_norm is -1.0"),
-        (lambda: timesteps(30), "must divide 1000"),
-        (lambda: timesteps(10, spacing="linspace"), "timestep_spacing is 'linspace'"),
-        (lambda: timesteps(1000, offset=1), "steps_offset is 1, with 1000 steps 1 apart"),
+        (lambda: Guidance(mode="loud"), "guidance mode is 'loud': use 'norm' or 'raw'."),
+        (lambda: Guidance(jacobian="half"), "jacobian is 'half': use 'detach' or 'full'."),
+        (lambda: Guidance(window=(0.8, 0.2)), WINDOW.format((0.8, 0.2))),
+        (lambda: Guidance(window=(-0.1, 0.2)), WINDOW.format((-0.1, 0.2))),
+        (lambda: Guidance(window=(0.8, 1.2)), WINDOW.format((0.8, 1.2))),
+        (lambda: Guidance(eta=1.5), ETA.format(1.5)),
+        (lambda: Guidance(eta=-0.5), ETA.format(-0.5)),
+        (lambda: Guidance(eta=math.nan), ETA.format("nan")),
+        (lambda: Guidance(recurrence=0), COUNTS.format(0, 1)),
+        (lambda: Guidance(every=0), COUNTS.format(1, 0)),
+        (lambda: Guidance(clip_norm=-1.0), CLIP.format(-1.0)),
+        (lambda: Guidance(clip_norm=math.nan), CLIP.format("nan")),
+        (lambda: timesteps(30), STEPS.format(30)),
+        (lambda: timesteps(0), STEPS.format(0)),
+        (lambda: timesteps(-10), STEPS.format(-10)),
+        (lambda: timesteps(2000), STEPS.format(2000)),
+        (lambda: timesteps(10, spacing="linspace"), SPACING.format("linspace")),
+        (lambda: timesteps(1000, offset=1), OFFSET.format(1, 1000, 1)),
+        (lambda: timesteps(100, offset=10), OFFSET.format(10, 100, 10)),
+        (lambda: timesteps(100, offset=-1), OFFSET.format(-1, 100, 10)),
     ],
 )
 def test_bad_settings_are_named(make, message):
-    with pytest.raises(D3S2Error, match=message):
+    with pytest.raises(D3S2Error) as caught:
         make()
+    assert str(caught.value) == message
 
 
-def test_a_loss_that_is_not_finite_is_named_with_step_and_image(tiny, start):
+def test_what_is_just_allowed_is_allowed():
+    for window in ((0, 0), (0, 1), (1, 1), (0.5, 0.5)):
+        assert Guidance(window=window).window == window
+    for eta in (0, 1):
+        assert Guidance(eta=eta).random is (eta == 1)
+    assert not Guidance(recurrence=1, every=1, clip_norm=0.0).random
+    assert Guidance(recurrence=2).random
+    assert timesteps(1) == [0] and timesteps(1000) == list(range(999, -1, -1))
+    assert timesteps(4, 40, offset=9) == [39, 29, 19, 9]
+    assert timesteps(4, 40, spacing="trailing") == [39, 29, 19, 9]
+
+
+NOT_FINITE = (
+    "{} is not finite at step {} for image {} of the batch: lower its guidance scale, or start the "
+    "window later."
+)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_named_with_step_and_image(tiny, start, value):
     def broken(images):
-        return {"bright": images.flatten(1).mean(1) * torch.tensor([1.0, float("nan"), 1.0])}
+        return {"bright": images.flatten(1).mean(1) + torch.tensor([0.0, value, value])}
 
-    with pytest.raises(D3S2Error, match="loss 'bright' is not finite at step 0 for image 1"):
-        finish(
-            sample(
-                tiny,
-                *start,
-                steps=5,
-                guidance=Guidance({"bright": 0.1}, window=(0, 1)),
-                losses=broken,
-            )
-        )
-    with pytest.raises(D3S2Error, match="'dark'"):
-        finish(
-            sample(
-                tiny,
-                *start,
-                steps=5,
-                guidance=Guidance({"dark": 0.1}, window=(0, 1)),
-                losses=brightness,
-            )
-        )
+    for window, step in (((0, 1), 0), ((0.4, 1), 2)):
+        guidance = Guidance({"bright": 0.1}, window=window)
+        with pytest.raises(D3S2Error) as caught:
+            finish(sample(tiny, *start, steps=5, guidance=guidance, losses=broken))
+        assert str(caught.value) == NOT_FINITE.format("loss 'bright'", step, 1)
+    with pytest.raises(D3S2Error) as caught:
+        guidance = Guidance({"bright": 0.1, "dark": 0.1}, window=(0, 1))
+        finish(sample(tiny, *start, steps=5, guidance=guidance, losses=brightness))
+    assert str(caught.value) == ("guidance scale for 'dark', but the losses are ['bright', 'red'].")
 
 
 def test_a_gradient_that_is_not_finite_is_named_too(tiny, start):
     def kinked(images):  # the root of a sum of squares has no slope at zero
         return {"kink": (images - images).square().flatten(1).sum(1).sqrt()}
 
-    with pytest.raises(
-        D3S2Error, match="the gradient of loss 'kink' is not finite at step 1 for image 0"
-    ):
+    with pytest.raises(D3S2Error) as caught:
         finish(
             sample(
                 tiny,
@@ -607,9 +649,12 @@ def test_a_gradient_that_is_not_finite_is_named_too(tiny, start):
                 losses=kinked,
             )
         )
+    assert str(caught.value) == NOT_FINITE.format("the gradient of loss 'kink'", 1, 0)
 
 
 @pytest.mark.parametrize("guidance", [Guidance(eta=0.5), Guidance(recurrence=2)])
 def test_a_stochastic_run_asks_for_its_noise(tiny, start, guidance):
-    with pytest.raises(D3S2Error, match="need fresh noise"):
+    with pytest.raises(D3S2Error) as caught:
         next(sample(tiny, *start, steps=5, guidance=guidance))
+    given = f"eta = {guidance.eta} and recurrence = {guidance.recurrence}"
+    assert str(caught.value) == f"{given} need fresh noise: give `fresh`, a NoiseStream."

@@ -43,6 +43,15 @@ SETTINGS: tuple[dict[str, str], ...] = (
 )
 """Language, time zone, year, output encoding, order of sets: with each attempt another one."""
 VICTIMS = ("run", "below", "all")
+CHANGES: tuple[dict[str, float], ...] = (
+    {},
+    {"seed": 1},
+    {"budget": 0.02},
+    {"lambda_feat": 0.0},
+    {"iterations": 10},
+    {"sampling_batch": 3, "iterations": 12},
+)
+"""Parameters of an attempt: each of them makes other notebooks stale."""
 
 
 # -------------------------------------------------------------------------------------------- kills
@@ -96,26 +105,42 @@ def test_kills_at_any_moment_leave_the_same_bytes(
     smoke: tuple[SmokeRun, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """In a place with spaces and other alphabets, each attempt in another language, time zone and,
-    once, another year.
+    once, another year, and many with another parameter: at the end the first ones give what an
+    unbroken run gave, and the others what an unbroken run of theirs gives.
     """
-    whole, _ = smoke
+    whole, printed = smoke
     usual = sum(seconds for _, seconds, _ in runner.timings(whole.folder))
     clock = tmp_path_factory.mktemp("clock")
     (clock / "sitecustomize.py").write_text(SHIFTED_CLOCK)
     path = os.pathsep.join(filter(None, [str(clock), os.environ.get("PYTHONPATH", "")]))
     settings = [one | ({"PYTHONPATH": path} if "PYTHONPATH" in one else {}) for one in SETTINGS]
-    rng, kills = random.Random(SEED), 0
+    run = SmokeRun(tmp_path_factory.mktemp("ein Ort für Läufe 分割 "))
+    rng, kills, changed, latest = random.Random(SEED), 0, {}, {}
     while kills < KILLS:
-        run = SmokeRun(tmp_path_factory.mktemp("ein Ort für Läufe 分割 "))
-        over = False
-        while kills < KILLS and not over:
-            victim = VICTIMS[(kills + kills // len(VICTIMS)) % len(VICTIMS)]
-            over = attempt(
-                run, settings[kills % len(settings)], victim, rng.uniform(0.05, 0.45) * usual, rng
-            )
-            kills += not over
-        run.finish()
-        assert differences(whole, run) == []
+        victim = VICTIMS[(kills + kills // len(VICTIMS)) % len(VICTIMS)]
+        if rng.random() < 0.7:
+            changed = rng.choice(CHANGES)
+        latest = changed or latest
+        print(f"{kills}: {changed}", end=", ")
+        kills += not attempt(
+            run.given(changed),
+            settings[kills % len(settings)],
+            victim,
+            rng.uniform(0.05, 0.45) * usual,
+            rng,
+        )
+    assert table(run.finish()) == table(printed)
+    assert differences(whole, run) == []
+    other = SmokeRun(tmp_path_factory.mktemp("other")).given(latest)
+    assert table(run.given(latest).finish()) == table(other.finish()) != table(printed)
+    assert differences(other, run) == []
+
+
+def table(printed: str) -> list[str]:
+    """The rows of the result table that a run printed."""
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(rows) > 3, printed
+    return rows
 
 
 def differences(one: SmokeRun, other: SmokeRun) -> list[str]:

@@ -10,8 +10,10 @@ from typing import Any
 import papermill
 import pytest
 from notebook_maker import write_notebook
+from small_scenes import small_scenes
 
 from d3s2.core.errors import D3S2Error
+from d3s2.data.scenes import write_split
 from d3s2.runs import cli, config, runner
 from d3s2.runs.parameter_files import read_parameters
 from d3s2.runs.parameters import DECIDING, FIELDS, typed
@@ -36,8 +38,8 @@ def another(name: str, value: Any) -> Any:
     if meta["choices"]:
         return next(choice for choice in reversed(meta["choices"]) if choice != value)
     if meta["type"] is str:
-        return "/somewhere/else" if name == "data_root" else f"{value}x"
-    for candidate in (value + 1, value - 1, value / 2, value + 0.25):
+        return "128x96" if name == "image_size" else f"{value}x"
+    for candidate in (value + 1, value * 2, value - 1, value / 2, value + 0.25):
         try:
             found = typed(name, candidate)
         except D3S2Error:
@@ -54,8 +56,18 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     values = {name: another(name, value) for name, value in PROFILES["camvid"].items()}
     backbone = tmp_path / "backbone.pth"
     backbone.write_bytes(b"weights")  # asked for before the first notebook
+    small_scenes(tmp_path / "mine", 2)
+    write_split(tmp_path / "mine", "val", 1)
+    fitting = {"data_format": "folder", "data_root": str(tmp_path / "mine"), "budget": 2.0}
+    fitting |= {
+        "device": "cpu",
+        "batch_size": 6,
+        "proxy_checkpoint": str(backbone),
+        "train_images": 2,
+    }
+    fitting |= {"proxy_config": "segformer/segformer_mit-b2_8xb2-160k_ade20k-512x512.py"}
     places = {"run_dir": str(tmp_path / "run"), "backbone_weights": str(backbone)}
-    return values | places | {"profile": "camvid"}
+    return values | places | fitting | {"profile": "camvid"}
 
 
 @pytest.fixture

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from d3s2.core.code_version import code_version, library_versions
 from d3s2.core.errors import D3S2Error
-from d3s2.core.files import atomic_path, read_json
-from d3s2.runs.stages import STAGE_LOG, Stage, run_lock, verify
+from d3s2.core.files import atomic_path, digest, read_json
+from d3s2.runs import stages
+from d3s2.runs.stages import STAGE_LOG, Stage, run_lock, supersede, verify
 
 
 def make_stage(run: Path, value: int = 1, **more: object) -> Stage:
@@ -279,61 +283,233 @@ def test_an_unfinished_folder_of_an_edited_marker_is_not_gone_on_with(tmp_path: 
     assert list(stage.begin().iterdir()) == [marker]
 
 
-# --------------------------------------------------------------------------------------- versions
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch):
-    """Call it to make another version of a library the installed one."""
-    real = metadata.version
-
-    def install(name: str, version: str) -> None:
-        monkeypatch.setattr(
-            metadata, "version", lambda asked: version if asked == name else real(asked)
-        )
-
-    return install
-
-
-@pytest.mark.parametrize(
-    ("library", "stale"),
-    [
-        ("torch", {"d3s2.guidance.painting", "d3s2.training.worker"}),
-        ("numpy", {"d3s2.selection", "d3s2.guidance.painting", "d3s2.training.worker"}),
-        ("pillow", {"d3s2.selection", "d3s2.guidance.painting", "d3s2.training.worker"}),
-        ("scipy", {"d3s2.selection", "d3s2.training.worker"}),
-        ("diffusers", {"d3s2.guidance.painting"}),
-        ("onedl-mmsegmentation", {"d3s2.training.worker"}),
-        ("psutil", set()),
-        ("tqdm", set()),
-        ("dask", set()),
-    ],
-)
-def test_a_key_follows_the_libraries_that_its_modules_import(
-    tmp_path: Path, installed, library: str, stale: set[str]
+# ------------------------------------------------------------------------ markers, names, sentences
+def test_a_manifest_says_what_the_stage_is_made_of_and_its_key_is_the_digest(
+    tmp_path: Path,
 ) -> None:
-    names = ("d3s2.selection", "d3s2.guidance.painting", "d3s2.training.worker")
-
-    def keys() -> dict[str, str]:
-        return {name: Stage(tmp_path, "x", {}, modules=[name]).key for name in names}
-
-    before = keys()
-    installed(library, "99.0")
-    assert {name for name, key in keys().items() if key != before[name]} == stale
-
-
-def test_a_build_for_another_device_is_the_same_version(tmp_path: Path, installed) -> None:
-    keys = []
-    for version in ("2.13.0+cpu", "2.13.0+cu130", "2.13.0", "2.13.1"):
-        installed("torch", version)
-        keys.append(Stage(tmp_path, "x", {}, modules=["d3s2.guidance.painting"]).key)
-    assert keys[0] == keys[1] == keys[2] != keys[3]
-
-
-def test_a_manifest_names_its_libraries(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, "x", {}, modules=["d3s2.selection"])
-    stage.begin()
+    first = finish(make_stage(tmp_path))
+    stage = Stage(
+        tmp_path,
+        "other",
+        {"b": (1, None), "a": {"x": 0.5}},
+        inputs=[first],
+        modules=["plots.widgets", "core.errors"],
+        external={"dataset": "abc"},
+    )
+    made_of = {
+        "schema": 1,
+        "name": "other",
+        "parameters": {"a": {"x": 0.5}, "b": [1, None]},
+        "inputs": {"selection": first.key},
+        "code": code_version("plots.widgets", "core.errors"),
+        "libraries": library_versions("plots.widgets", "core.errors"),
+        "external": {"dataset": "abc"},
+    }
+    assert stage.key == digest(made_of) and stage.parameters == made_of["parameters"]
+    assert stage.begin() == tmp_path / "other" == stage.folder
+    assert read_json(stage.folder / "in_progress.json") == made_of | {"key": stage.key}
+    (stage.folder / "a.txt").write_text("12345")
     stage.finish()
-    libraries = read_json(stage.folder / "manifest.json")["libraries"]
-    assert sorted(libraries) == ["numpy", "pillow", "scipy"]
+    entry = {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}
+    manifest = read_json(stage.folder / "manifest.json")
+    assert manifest == made_of | {"key": stage.key, "files": {"a.txt": entry}}
+    found = Stage.find(str(tmp_path), "other")
+    assert (found.run_dir, found.name) == (tmp_path, "other")
+    assert found.begin() == stage.folder
+    assert read_json(stage.folder / "in_progress.json") == made_of | {"key": stage.key}
+
+
+def test_everything_is_listed_but_logs_markers_and_what_is_hidden(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    folder = stage.begin()
+    kept = ["deep/in_progress.json", "deep/manifest.json", "b.txt", "a/logs", "a/log.txt", "a/x/y"]
+    left = ["logs/x/y.txt", "a/b/logs/z.txt", "train.log", "a/z.log", ".x", "a/.b/c.txt"]
+    for name in [*left, *kept]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    stage.finish()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert list(manifest["files"]) == sorted(kept) and stage.is_current()
+    (folder / "a/logs").unlink()
+    with pytest.warns(UserWarning, match="a/logs is missing"):
+        assert not stage.is_current()
+
+
+def test_a_missing_or_unfinished_stage_says_what_to_run(tmp_path: Path) -> None:
+    for name, fix in {
+        "selection": "run notebook 02_mask_selection first",
+        "statistics": "run notebook 01_data_statistics first",
+        "mine": "run the notebook that writes it first",
+    }.items():
+        for state in ("missing", "unfinished"):
+            with pytest.raises(D3S2Error) as caught:
+                Stage.find(tmp_path, name)
+            assert str(caught.value) == f"The stage {name!r} is {state} in {tmp_path}: {fix}."
+            Stage(tmp_path, name, {}).begin()
+
+
+FAULTS = {
+    "is missing": lambda folder: (folder / "deep/data.txt").unlink(),
+    "is not what was written": lambda folder: (folder / "deep/data.txt").write_text("CONTENT"),
+    "was edited: its key is not that of what it says": lambda folder: (
+        folder / "manifest.json"
+    ).write_text((folder / "manifest.json").read_text().replace('"value": 1', '"value": 2')),
+    "is incomplete": lambda folder: edit_folder(folder, lambda manifest: manifest.pop("files")),
+}
+
+
+def edit_folder(folder: Path, change) -> None:
+    manifest = read_json(folder / "manifest.json")
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_stage_is_named_with_its_file(tmp_path: Path, fault: str) -> None:
+    stage = finish(make_stage(tmp_path))
+    FAULTS[fault](stage.folder)
+    file = "deep/data.txt" if "written" in fault or "missing" in fault else "manifest.json"
+    damage = f"{stage.folder / file} {fault}"
+    with pytest.raises(D3S2Error) as caught:
+        Stage.find(tmp_path, "selection")
+    assert str(caught.value) == (
+        f"The stage 'selection' is damaged ({damage}): run notebook 02_mask_selection first again, "
+        "it will be made anew."
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert not stage.is_current()
+    assert [str(warning.message) for warning in said] == [
+        f"the stage 'selection' will be made again: {damage}"
+    ]
+    assert said[0].filename != stages.__file__  # but where it was asked
+    assert not verify(tmp_path, "selection", stage.key)
+
+
+def test_verify_wants_the_key_too(tmp_path: Path) -> None:
+    stage = finish(make_stage(tmp_path))
+    assert verify(tmp_path, "selection", stage.key)
+    assert not verify(tmp_path, "selection", "0" * 64)
+    assert not verify(tmp_path, "statistics", stage.key)
+
+
+def test_strangers_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    stage = finish(make_stage(tmp_path))
+    for name in ("z.txt", "b.txt"):
+        (stage.folder / name).write_text("mine")
+    with pytest.raises(D3S2Error) as caught:
+        stage.is_current()
+    assert str(caught.value) == (
+        f"The stage 'selection' holds {stage.folder / 'b.txt'}, which it did not write (2 such): "
+        "move it out of the run folder, then run again."
+    )
+
+
+def test_a_stage_that_was_taken_over_is_told_whose_turn_it_is(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    with pytest.raises(D3S2Error) as caught:
+        stage.finish()
+    assert str(caught.value) == (
+        f"The stage 'selection' in {tmp_path} was begun again by another notebook while this one "
+        "wrote it: run one at a time, then this notebook again."
+    )
+
+
+def test_a_manifest_that_is_an_edited_one_of_another_key_is_not_finished(tmp_path: Path) -> None:
+    stage = finish(make_stage(tmp_path))
+    edit_folder(stage.folder, lambda manifest: manifest.update(key="0" * 64))
+    assert not stage.is_current()
+    with pytest.raises(D3S2Error, match="begun again"):
+        stage.finish()
+
+
+def test_what_is_superseded_is_numbered_and_says_where_it_went(tmp_path: Path) -> None:
+    assert supersede(tmp_path, "selection") is None
+    (tmp_path / "selection").mkdir()
+    assert supersede(tmp_path, "selection") is None and (tmp_path / "selection").is_dir()
+    stage = make_stage(tmp_path)
+    for number in ("", "-2", "-3"):
+        if number == "-2":
+            stage.begin()  # unfinished
+        else:
+            finish(stage)
+        target = tmp_path / "superseded" / f"selection-{stage.key[:8]}{number}"
+        assert supersede(tmp_path, "selection") == target
+        assert target.is_dir() and not stage.folder.exists()
+    for damage in ("{}", "[]", ""):
+        finish(stage)
+        for marker in ("manifest.json", "in_progress.json"):
+            (stage.folder / marker).write_text(damage)
+        target = supersede(tmp_path, "selection")
+        assert target is not None and target.name.startswith("selection-unknown")
+    finish(stage)
+    (stage.folder / "in_progress.json").write_text('{"key": "another one"}')
+    assert supersede(tmp_path, "selection").name.startswith(f"selection-{stage.key[:8]}-")
+
+
+def test_a_stage_that_cannot_be_moved_is_a_sentence(tmp_path: Path) -> None:
+    finish(make_stage(tmp_path))
+    (tmp_path / "superseded").write_text("a file in its place")
+    with pytest.raises(D3S2Error, match=f"^{tmp_path} cannot be written .*another folder"):
+        make_stage(tmp_path, 2).begin()
+    assert make_stage(tmp_path).is_current()
+
+
+def test_a_stage_is_noted_by_its_full_path_and_names_may_be_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ascii_locale: None
+) -> None:
+    log = tmp_path / "stages.jsonl"
+    monkeypatch.setenv(STAGE_LOG, str(log))
+    monkeypatch.chdir(tmp_path)
+    stage = finish(Stage("run", "selection", {"value": "Größe"}))
+    assert json.loads(log.read_text()) == {
+        "run_dir": str(tmp_path / "run"),
+        "name": "selection",
+        "key": stage.key,
+    }
+    assert stage.is_current() and verify("run", "selection", stage.key)
+
+
+# --------------------------------------------------------------------------------------- versions
+LIBRARIES = {
+    "torch": {"guidance.painting", "training.worker"},
+    "numpy": {"selection", "guidance.painting", "training.worker"},
+    "pillow": {"selection", "guidance.painting", "training.worker"},
+    "scipy": {"selection", "training.worker"},
+    "diffusers": {"guidance.painting"},
+    "onedl-mmsegmentation": {"training.worker"},
+    "psutil": set(),
+    "tqdm": set(),
+    "dask": set(),
+}
+
+
+def test_the_libraries_of_the_chapters_are_those_they_compute_with() -> None:
+    chapters = ("selection", "guidance.painting", "training.worker")
+    found = {name: library_versions(name) for name in chapters}
+    for library, expected in LIBRARIES.items():
+        assert {name for name in chapters if library in found[name]} == expected, library
+
+
+def test_a_key_follows_the_libraries_that_its_modules_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`plots.widgets` imports nothing else of d3s2."""
+
+    def stage() -> Stage:
+        return Stage(tmp_path, "x", {}, modules=["plots.widgets"])
+
+    real, before = metadata.version, stage()
+    for library, stale in (("numpy", True), ("ipywidgets", True), ("torch", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                metadata, "version", lambda name, new=library: "99" if name == new else real(name)
+            )
+            assert (stage().key != before.key) == stale
+    before.begin()
+    before.finish()
+    libraries = read_json(before.folder / "manifest.json")["libraries"]
+    assert libraries == {name: real(name) for name in ("ipywidgets", "numpy", "pillow")}
 
 
 # --------------------------------------------------------------------------------------------- lock
@@ -367,3 +543,28 @@ def test_lock_in_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(D3S2Error, match="cannot be written"), run_lock(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_lock_is_held_by_one_and_names_its_holder(tmp_path: Path) -> None:
+    run = tmp_path / "two" / "new"
+    for owner, content in ((str(os.getpid()), None), ("unknown", ""), ("12345", "12345 ")):
+        with run_lock(run):
+            assert (run / ".lock").read_text() == str(os.getpid())
+            if content is not None:
+                (run / ".lock").write_text(content)
+            with pytest.raises(D3S2Error) as caught, run_lock(str(run)):
+                pass
+            assert str(caught.value) == (
+                f"Another run (process {owner}) is using {run}: wait for it, or choose another "
+                "run_dir."
+            )
+        (run / ".lock").write_text("9" * 40)  # of an earlier run
+
+
+def test_a_lock_in_no_place_names_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(D3S2Error) as caught, run_lock(tmp_path / "file"):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path}/file cannot be written (File exists): choose another folder with run_dir."
+    )

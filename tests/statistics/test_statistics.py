@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -427,3 +430,141 @@ def test_the_class_table_cell_by_cell() -> None:
     ]
     assert co_occurrence(counts).tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 0]]
     np.testing.assert_allclose(counts.shares().toarray(), [[1, 0, 0], [0.25, 0.75, 0]])
+
+
+# ------------------------------------------------------------------------------- edges and types
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 400), st.data())
+def test_a_pixels_share_of_each_cell_is_exact(width: int, cells: int, data: st.DataObject) -> None:
+    """In rational numbers, also where an image is thousands of pixels wide."""
+    pixel = data.draw(st.integers(0, width - 1))
+    labels = torch.zeros(1, 1, width, dtype=torch.uint8)
+    labels[0, 0, pixel] = 1
+    size, expected = Fraction(width, cells), []
+    for cell in range(cells):
+        overlap = min(size * (cell + 1), pixel + 1) - max(size * cell, pixel)
+        expected.append(float(max(overlap, Fraction(0)) / size))
+    got = soft_masks(labels, 2, (1, cells))[0, 1, 0]
+    assert got.numpy() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [2, 3, 254, -1])
+def test_a_single_pixel_of_a_foreign_id_is_named(wrong: int) -> None:
+    labels = torch.tensor([[[0, 1, IGNORE], [0, wrong, 1]]])
+    with pytest.raises(D3S2Error) as raised:
+        soft_masks(labels, 2, (1, 1))
+    assert str(raised.value) == (
+        f"label id {wrong} is outside the 2 classes: map it to one, or to 255."
+    )
+
+
+def test_statistics_begin_empty_in_double_precision_and_add_nothing() -> None:
+    features, labels = draw(11)
+    empty, moments = ClassMoments(3, [4, 2]), moments_of(features, labels)
+    for layer, width in enumerate((4, 2)):
+        for part, shape in ((empty.n, (3,)), (empty.mean, (3, width)), (empty.m2, (3, width))):
+            assert part[layer].shape == shape and part[layer].dtype == torch.float64
+    for whole in (empty.variance(), empty.global_variance(), empty.global_mean()):
+        assert all((values == 0).all() for values in whole)
+    moments.merge(empty)
+    assert_same(moments, moments_of(features, labels), tolerance=0)
+    empty.merge(moments)
+    assert_same(moments, empty, tolerance=1e-15)
+
+
+def test_less_than_a_cell_of_area_has_its_mean_and_variance() -> None:
+    """One labelled pixel in each of two images, whose features are one cell: 1/64 of it each."""
+    labels = torch.full((2, 8, 8), IGNORE)
+    labels[:, 2, 5] = 1
+    values = torch.tensor([[3.0, -2.0], [5.0, 2.0]])
+    moments = moments_of([values[:, :, None, None]], labels, 2)
+    assert moments.n[0].tolist() == [0, 2 / 64]
+    for mean in (moments.mean[0][1], moments.global_mean()[0]):
+        assert mean.tolist() == [4, 0]
+    for variance in (moments.variance()[0][1], moments.global_variance()[0]):
+        assert variance.tolist() == [1, 4]
+
+
+def test_names_of_layers_survive_the_disk(tmp_path: Path) -> None:
+    ClassMoments(2, [3, 1], ("stem", "head")).save(tmp_path / "m.npz")
+    assert ClassMoments.load(tmp_path / "m.npz").layers == ("stem", "head")
+
+
+def test_statistics_of_another_proxy_or_other_classes_are_not_merged() -> None:
+    for classes, channels in ((2, [4]), (3, [5]), (3, [4, 4])):
+        with pytest.raises(D3S2Error) as raised:
+            ClassMoments(3, [4]).merge(ClassMoments(classes, channels))
+        assert str(raised.value) == (
+            f"cannot merge statistics of {classes} classes x {tuple(channels)} channels into "
+            "3 x (4,): compute both with the same proxy and classes."
+        )
+
+
+class Counting(Pixels):
+    """A proxy without names for its layers, which notes how many images it is given at once."""
+
+    layers = property()  # asking for it is an AttributeError, as if it were not there
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, images: Tensor) -> Features:
+        self.sizes.append(len(images))
+        return super().forward(images)
+
+
+class Terminal(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_batch_is_of_32_images_a_shard_of_64_and_the_bar_counts_them(
+    small: SegmentationDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, proxy = small.subset([0] * 66), Counting()
+    passes = {
+        "feature statistics": (3, lambda **more: feature_statistics(data, proxy, **more)),
+        "counting pixels": (2, lambda **more: count_pixels(data, **more)),
+    }
+    for label, (total, run) in passes.items():
+        for more, drawn in (({}, True), ({"progress": False}, False)):
+            monkeypatch.setattr(sys, "stderr", Terminal())
+            found = run(**more)
+            written = sys.stderr.getvalue()
+            assert (f"\r{label}:   0%|" in written and f"| 0/{total} [" in written) == drawn
+            assert drawn or not written
+    assert proxy.sizes == 2 * [32, 32, 2] and len(found) == 66
+    assert feature_statistics(small, proxy, progress=False).layers == ("layer0", "layer1")
+
+
+def test_shares_and_tables_of_a_single_pixel() -> None:
+    one = PixelCounts(sparse.csr_array(np.array([[1, 0]])), np.array([1]), ("a",))
+    assert one.shares().toarray().tolist() == [[1, 0]]
+    (row, _) = class_table(one, CLASSES[:2])
+    assert (row.pixel_share, row.image_share) == (1, 1)
+    with pytest.raises(ValueError, match="zip"):
+        class_table(one, CLASSES[:3])
+
+
+def test_what_is_counted_are_integers_of_64_bits_here_and_on_disk(
+    small: SegmentationDataset, tmp_path: Path
+) -> None:
+    counts = count_pixels(small)
+    for array in (
+        counts.counts,
+        counts.valid,
+        counts.image_counts(),
+        counts.pixel_counts(),
+        co_occurrence(counts),
+    ):
+        assert array.dtype == np.int64
+    assert counts.counts.format == "csr" and counts.shares().dtype == np.float64
+    counts.save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as stored:
+        kinds = {name: stored[name].dtype for name in stored.files}
+    assert kinds.pop("ids") == np.dtype("<U1")
+    assert set(kinds) == {"data", "indices", "indptr", "valid", "shape"}
+    assert set(kinds.values()) == {np.dtype(np.int64)}

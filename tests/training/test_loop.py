@@ -4,22 +4,26 @@ shares them between processes.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from training_jobs import make_job, wait_for, write_data, write_splits
 
 from d3s2.core.errors import D3S2Error
+from d3s2.training import loop as loop_module
 from d3s2.training import side_by_side
 from d3s2.training.job import (
     PREDICTIONS,
@@ -31,9 +35,8 @@ from d3s2.training.job import (
     write_job,
 )
 from d3s2.training.loop import random_state, set_random_state, split
+from d3s2.training.registered import Progress
 from d3s2.training.side_by_side import train_all
-
-pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,7 @@ def kill_after_checkpoint(job: TrainingJob) -> None:
     child.wait()
 
 
+@pytest.mark.processes
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(data, tmp_path):
     job = make_job(data, tmp_path / "whole", iterations=60, checkpoint_every=7)
     (whole,) = train_all([job], progress=None)
@@ -71,6 +75,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(data, tmp_path):
     assert not any(tmp_path.glob("*/logs/checkpoint-*"))  # no longer needed
 
 
+@pytest.mark.processes
 def test_two_processes_share_a_batch_and_predict_in_the_order_of_the_data(data, tmp_path):
     job = make_job(data, tmp_path / "two", processes=2, iterations=6)
     (two,) = train_all([job], progress=None)
@@ -102,6 +107,7 @@ def predict(model: torch.nn.Module, image: np.ndarray) -> np.ndarray:
     return answer.pred_sem_seg.data[0].numpy()
 
 
+@pytest.mark.processes
 def test_a_process_that_fails_among_several_is_named_by_its_own_error(data, tmp_path):
     broken = tmp_path / "data"
     write_data(broken, "train", 2, (32, 48), 0)
@@ -154,6 +160,10 @@ def test_a_damaged_checkpoint_is_not_taken(tmp_path):
     whole = trained_mean(tmp_path / "whole")
     anew = trained_mean(tmp_path / "anew", checkpoint=str(tmp_path / "half.pt"))
     assert torch.equal(whole, anew)
+    (log,) = (tmp_path / "anew").glob("*/*.log")
+    (line,) = [line for line in log.read_text().splitlines() if "half.pt" in line]
+    assert "WARNING" in line and f"{tmp_path / 'half.pt'} cannot be read (" in line
+    assert line.endswith("): the training begins anew")
 
 
 def start_of_mean() -> torch.Tensor:
@@ -166,19 +176,27 @@ def trained_mean(folder: Path, parts: int = 1, checkpoint: str = "") -> torch.Te
     model = Mean()
     numbers = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
     samples = [{"inputs": row[:3], "data_samples": row[3:]} for row in numbers]
-    loop = {"type": "D3S2TrainLoop", "max_iters": 5, "parts": parts, "checkpoint": checkpoint}
+    loop = {"max_iters": 5, "parts": parts, "checkpoint": checkpoint}
+    runner = runner_of(folder, model, samples, loop)
+    runner.train()
+    return model.line.weight.detach()
+
+
+def runner_of(folder: Path, model: Mean, samples: Sequence[dict], loop: dict, **more) -> Runner:
+    """Four samples a step, of the training loop that is tested; nothing is evaluated."""
     loader = {
         "batch_size": 4,
         "dataset": samples,
         "sampler": {"type": "InfiniteSampler", "seed": 0},
         "collate_fn": {"type": "pseudo_collate"},
     }
+    parts = loop.get("parts", 1)
     wrapper = {"optimizer": {"type": "AdamW", "lr": 0.1}, "accumulative_counts": parts}
     runner = Runner(
         model,
         str(folder),
         loader,
-        train_cfg=loop,
+        train_cfg={"type": "D3S2TrainLoop", **loop},
         optim_wrapper=wrapper,
         default_scope="mmseg",
         val_dataloader=loader
@@ -187,11 +205,112 @@ def trained_mean(folder: Path, parts: int = 1, checkpoint: str = "") -> torch.Te
         val_evaluator={"type": "D3S2IoU"},
         default_hooks={"logger": None},
         experiment_name=str(folder),
-        param_scheduler=None,
+        **more,
     )
     runner.val_loop.run = lambda: None
-    runner.train()
-    return model.line.weight.detach()
+    return runner
+
+
+# ------------------------------------------------------------------- going on, step by step
+class Noisy(Sequence):
+    """Samples with noise from every generator that mmseg draws from."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> dict:
+        noise = torch.tensor(draw())
+        return {"inputs": noise + index, "data_samples": torch.tensor([noise.sum() - index / 9])}
+
+
+class Watch(Hook):
+    """Notes what the loop says and in which order; stops at one step, as a killed process does."""
+
+    def __init__(self, stop: int = -1):
+        self.stop = stop
+        self.heard: list[object] = []
+        self.rates: list[float] = []
+
+    def before_train(self, runner):
+        self.heard.append("before")
+
+    def before_train_epoch(self, runner):
+        self.heard.append("before epoch")
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if batch_idx == self.stop:
+            raise InterruptedError
+        assert runner.model.training and len(data_batch["inputs"]) == 4
+        self.rates.append(runner.optim_wrapper.get_lr()["lr"][0])
+        self.heard.append(batch_idx)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        assert self.heard[-1] == batch_idx == runner.iter and set(outputs) == {"loss"}
+        assert len(data_batch["inputs"]) == 4
+        runner.model.eval()  # as an evaluation between two steps would
+
+    def after_train_epoch(self, runner):
+        self.heard.append("after epoch")
+
+    def after_train(self, runner):
+        self.heard.append("after")
+
+
+def train_noisy(folder: Path, checkpoint: Path | None, parts: int, stop: int = -1):
+    """(weights, curve, what `Watch` saw, the loop): nine steps, a checkpoint at every third."""
+    torch.manual_seed(0)
+    model, watch, progress = Mean(), Watch(stop), Progress(str(folder / "progress.json"), 4)
+    loop = {"max_iters": 9, "every": 3, "parts": parts, "checkpoint": str(checkpoint or "")}
+    rates = {"type": "OneCycleLR", "eta_max": 0.1, "total_steps": 9, "by_epoch": False}
+    more = {
+        "param_scheduler": [rates],
+        "custom_hooks": [progress, watch],
+        "randomness": {"seed": 5},
+    }
+    runner = runner_of(folder, model, Noisy(), loop, **more)
+    runner.val_loop.run = lambda: watch.heard.append("evaluated")
+    if stop < 0:
+        assert runner.train() is model
+    else:
+        with pytest.raises(InterruptedError):
+            runner.train()
+    return model.state_dict(), progress.curve, watch, runner.train_loop
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_broken_training_is_the_rest_of_the_unbroken_one(tmp_path, parts):
+    """In one process: weights, losses, rates and steps, after a break at the seventh or eighth."""
+    whole, curve, unbroken, _ = train_noisy(tmp_path / "whole", None, parts)
+    assert unbroken.heard == [
+        "before",
+        "before epoch",
+        *range(9),
+        "evaluated",
+        "after epoch",
+        "after",
+    ]
+    assert [step for step, _ in curve] == [4, 8, 9]
+    checkpoint = tmp_path / "kept.pt"
+    for stop, last in ((2, None), (4, 3), (8, 6)):
+        before = torch.load(checkpoint)["seconds"] if checkpoint.exists() else 0
+        train_noisy(tmp_path / f"broken-{stop}", checkpoint, parts, stop)
+        assert checkpoint.is_file() == (last is not None)
+        if last:
+            kept = torch.load(checkpoint, weights_only=True)
+            assert kept["iteration"] == last and kept["seconds"] > before
+    weights, rest, watch, loop = train_noisy(tmp_path / "end", checkpoint, parts)
+    assert watch.heard == ["before", "before epoch", 6, 7, 8, "evaluated", "after epoch", "after"]
+    assert rest == curve and watch.rates == unbroken.rates[6:]
+    for name, value in whole.items():
+        assert torch.equal(weights[name], value), name
+    assert loop.seconds_before == kept["seconds"]
+    assert torch.load(checkpoint)["iteration"] == 6  # none at the end: the result is written then
+
+
+def test_the_other_processes_write_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module, "is_main_process", lambda: False)
+    train_noisy(tmp_path, tmp_path / "kept.pt", 1)
+    assert not (tmp_path / "kept.pt").exists()
 
 
 def test_random_states_come_back():
@@ -199,6 +318,48 @@ def test_random_states_come_back():
     drawn = draw()
     set_random_state(state, 0, 0)
     assert draw() == drawn != draw()
+
+
+def test_random_states_survive_the_disk_between_two_normal_numbers(tmp_path):
+    """numpy and Python keep the second of a pair of normal numbers: it is part of the state."""
+    random.gauss(0, 1)
+    np.random.randn()  # noqa: NPY002
+    torch.save(random_state(), tmp_path / "state.pt")
+    drawn = (random.gauss(0, 1), np.random.randn(), draw())  # noqa: NPY002
+    set_random_state(torch.load(tmp_path / "state.pt", weights_only=True), 0, 0)
+    assert (random.gauss(0, 1), np.random.randn(), draw()) == drawn  # noqa: NPY002
+
+
+def test_the_random_state_of_a_gpu_comes_back(monkeypatch):
+    """A generator of its own stands for the GPU's; without a GPU its state is left alone."""
+    gpu = torch.Generator().manual_seed(3)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", gpu.get_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", gpu.set_state)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    state = random_state()
+    drawn = torch.rand(3, generator=gpu)
+    set_random_state(state, 0, 0)
+    assert torch.equal(torch.rand(3, generator=gpu), drawn)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    set_random_state(state, 0, 0)
+    assert not torch.equal(torch.rand(3, generator=gpu), drawn)
+    assert "cuda" not in random_state()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    del state["cuda"]  # of a checkpoint that a CPU wrote
+    set_random_state(state, 0, 0)
+
+
+def test_after_a_break_each_of_several_processes_draws_numbers_of_its_own(monkeypatch):
+    state, drawn = random_state(), {}
+    for place in itertools.product((0, 1), (500, 1000), (0, 1, 2)):
+        for _ in range(2):
+            seed, iteration, rank = place
+            monkeypatch.setattr(loop_module, "get_dist_info", lambda rank=rank: (rank, 3))
+            set_random_state(state, seed, iteration)
+            drawn.setdefault(place, []).append(draw())
+    assert all(first == again for first, again in drawn.values())
+    for generator in range(3):
+        assert len({first[generator] for first, _ in drawn.values()}) == 12
 
 
 def draw() -> list[float]:
@@ -235,11 +396,13 @@ def small_memory(monkeypatch, tmp_path):
     )
 
 
+@pytest.mark.processes
 def test_out_of_memory_says_what_to_lower(data, tmp_path, small_memory):
     with pytest.raises(D3S2Error, match="too small for 2 images at once"):
         train_all([make_job(data, tmp_path / "run")], progress=None)
 
 
+@pytest.mark.processes
 def test_out_of_memory_halves_on_request_until_it_fits(data, tmp_path, small_memory):
     lines: list[str] = []
     jobs = [make_job(data, tmp_path / name, batch_size=2, name=name) for name in "ab"]

@@ -65,6 +65,20 @@ DAMAGE = {
 }
 
 
+WORDS = {
+    "weights": f"{{folder}}/{WEIGHTS} is not what the training wrote",
+    "predictions": f"{{folder}}/{PREDICTIONS} is not what the training wrote",
+    "score": f"{{folder}}/{RESULT} is not what the training wrote",
+    "no weights": f"{{folder}}/{WEIGHTS} is not what the training wrote",
+    "no result": f"{{folder}}/{RESULT} is not what the training wrote",
+    "key": f"{{folder}}/{FINISHED} is of another training than {RESULT}",
+    "old": "there is no finished training in {folder}",
+    "hashes": f"{{folder}}/{FINISHED} cannot be read",
+    "list": f"{{folder}}/{FINISHED} cannot be read",
+    "half": f"{{folder}}/{FINISHED} cannot be read",
+}
+
+
 def test_a_finished_training_is_read(tmp_path):
     write_finished_training(tmp_path / "a", "k", miou=50.0)
     assert finished_key(tmp_path / "a") == "k" and finished_key(tmp_path / "none") == ""
@@ -81,9 +95,10 @@ def test_damage_is_trained_again_wherever_it_lies(tmp_path, damage):
         DAMAGE[damage](folder)
         assert finished_key(folder) != "real"
         assert still_to_train([job], ["real"], tmp_path / "superseded") == [job]
-        if damage != "key":
-            with pytest.raises(D3S2Error, match="run notebook 04"):
-                read_result(folder)
+        with pytest.raises(D3S2Error) as raised:
+            read_result(folder)
+        words = WORDS[damage].format(folder=folder)
+        assert str(raised.value) == f"{words}: run notebook 04, which trains what is missing."
         shutil.rmtree(folder)
 
 
@@ -173,6 +188,17 @@ def test_left_copies_of_ended_processes_are_removed(tmp_path):
         still_to_train([make_job(tmp_path, tmp_path / "new" / "a")], ["k"], tmp_path / "old") == []
     )
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
+
+
+def test_each_job_has_a_key_and_what_was_found_needs_no_logs(tmp_path):
+    write_finished_training(tmp_path / "old" / "deep" / "a", "k")
+    shutil.rmtree(tmp_path / "old" / "deep" / "a" / "logs")
+    job = make_job(tmp_path, tmp_path / "new" / "a")
+    for keys in ([], ["k", "k"]):
+        with pytest.raises(ValueError, match="zip"):
+            still_to_train([job], keys, tmp_path / "old")
+    assert still_to_train([job], ["k"], tmp_path / "old") == []
+    assert finished_key(tmp_path / "new" / "a") == "k"
 
 
 def test_train_all_reads_what_is_finished_and_believes_hashes_only(tmp_path, monkeypatch):

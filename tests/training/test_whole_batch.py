@@ -17,7 +17,7 @@ from mmseg.structures import SegDataSample
 from training_jobs import CLASSES, make_job
 
 from d3s2.core.errors import D3S2Error
-from d3s2.training import mask2former, registered
+from d3s2.training import loop, mask2former, registered
 from d3s2.training.loop import TrainLoop, announce
 
 SIZE = (32, 48)
@@ -96,6 +96,19 @@ def test_a_batch_that_is_taken_at_once_is_left_to_mmdet(tmp_path):
     announce(model, batch()["data_samples"], 3)
     assert model.decode_head.whole[1:] == (11.0, 3)
     announce(torch.nn.Linear(1, 1), [], 3)  # another kind of model
+
+
+def test_a_batch_that_processes_share_is_announced_by_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "get_dist_info", lambda: (0, 2))
+    model = mask2former.build_model(make_job(tmp_path, tmp_path))
+    samples = batch()["data_samples"]
+    announce(model, samples, 1)
+    present = [torch.arange(count) for count in (4, 1, 2, 0, 1, 3)]  # the ignored pixels left out
+    assert model.decode_head.whole == (*model.decode_head.divisors(present), 1)
+    monkeypatch.setattr(loop, "is_model_wrapper", lambda model: hasattr(model, "module"))
+    wrapped = mask2former.build_model(make_job(tmp_path, tmp_path))
+    announce(SimpleNamespace(module=wrapped), samples, 1)
+    assert wrapped.decode_head.whole == model.decode_head.whole
 
 
 # ----------------------------------------------------------------------------------------- matching

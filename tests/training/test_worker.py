@@ -12,7 +12,7 @@ import torch
 from training_jobs import make_job
 
 from d3s2.core.files import read_json
-from d3s2.training import mask2former, worker
+from d3s2.training import evaluation, mask2former, registered, worker
 from d3s2.training.job import (
     ERROR,
     OUT_OF_MEMORY,
@@ -119,3 +119,49 @@ def test_the_hashes_are_written_when_all_else_is_there(tmp_path, monkeypatch):
     assert read_json(logs / "cost.json")["seconds"] > 100
     weights = mask2former.load_file(tmp_path / WEIGHTS)
     assert torch.equal(weights["weight"], runner.model.weight)
+
+
+def test_the_scores_of_a_result_are_those_of_the_confusion_matrix(tmp_path):
+    """mmsegmentation's metric over batches of images, against a count of all their pixels."""
+    rng, metric = np.random.default_rng(4), registered.ClassIoU()
+    metric.dataset_meta = {"classes": tuple("abcde")}  # no pixel of "c" and "e", nor called so
+    said, true = rng.choice([0, 1, 3], (2, 5, 6, 9)).astype(np.uint8)
+    true[rng.random(true.shape) < 0.2] = 255
+    for batch in ((0, 1), (2, 3), (4,)):
+        samples = [
+            {
+                "pred_sem_seg": {"data": torch.from_numpy(said[k][None].astype(np.int64))},
+                "gt_sem_seg": {"data": torch.from_numpy(true[k][None].astype(np.int64))},
+            }
+            for k in batch
+        ]
+        metric.process({}, samples)
+    metric.evaluate(5)
+    progress = registered.Progress(str(tmp_path / "progress.json"))
+    progress.curve = [(3, 2.5)]
+    runner = SimpleNamespace(
+        model=torch.nn.Linear(2, 3),
+        hooks=[object(), progress],
+        train_dataloader=SimpleNamespace(dataset=range(7)),
+        val_evaluator=SimpleNamespace(metrics=[metric]),
+    )
+    job = make_job(tmp_path, tmp_path, seed=6, parts=2)
+    facts = worker._facts(job, "the key", runner)
+    matrix = evaluation.confusion(said, true, 5)
+    assert facts.pop("miou") == pytest.approx(evaluation.mean_iou(matrix))
+    scores = facts.pop("per_class_iou")
+    assert [score is None for score in scores] == [False, False, True, False, True]
+    known = [0, 1, 3]
+    assert [scores[k] for k in known] == pytest.approx(evaluation.class_iou(matrix)[known])
+    assert facts == {
+        "name": "tiny",
+        "curve": [(3, 2.5)],
+        "parameters": 9,
+        "train_images": 7,
+        "iterations": 3,
+        "seed": 6,
+        "key": "the key",
+        "processes": 1,
+        "parts": 2,
+    }
+    assert np.array_equal(np.stack(metric.predictions), said)
