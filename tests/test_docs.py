@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 from scipy import stats
 from small_scenes import small_scenes
+from training_jobs import make_job, write_splits
 
 import d3s2
 from d3s2.core import places
@@ -40,6 +41,8 @@ from d3s2.runs.profiles import PROFILES
 from d3s2.runs.stages import Stage
 from d3s2.statistics.features import feature_statistics
 from d3s2.studies import ablation
+from d3s2.training.job import CONFIG, PREDICTIONS, open_split
+from d3s2.training.worker import train
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -345,6 +348,27 @@ def test_a_notebook_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run_block(PAGE, "run.find(", names)
     assert names["stage"].is_current()
     assert read_json(run_dir / "first" / "first.json") == {"first": "b"}
+
+
+@pytest.mark.processes  # it trains
+def test_a_training_opens_without_d3s2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    data = write_splits(tmp_path / "data")
+    job = make_job(data, tmp_path / "run", iterations=2)
+    train(job)
+    monkeypatch.chdir(tmp_path / "run")
+    text = Path(CONFIG).read_text()
+    assert "d3s2" not in text.lower() and str(tmp_path) not in text
+    val = open_split(data, "val", None, job.size)
+    image = np.ascontiguousarray(val.read_image(0)[..., ::-1])
+    names = run_block(PAGE, "init_model(", {"__name__": "block", "image": image})
+    model = names["model"]
+    assert type(model.decode_head).__module__.startswith("mmseg.")
+    assert model.dataset_meta["classes"] == list(val.class_names)
+    with np.load(PREDICTIONS) as stored:
+        found = names["answer"].pred_sem_seg.data[0].numpy()
+        np.testing.assert_array_equal(found, stored["labels"][0])
 
 
 def test_yaml_can_be_read() -> None:

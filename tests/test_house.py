@@ -13,6 +13,7 @@ import nbformat
 import pytest
 
 from d3s2.core.code_version import code_version, sources
+from d3s2.runs.parameters import DECIDING, FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -106,6 +107,70 @@ def test_a_stages_key_covers_what_its_chapter_uses_and_no_more(stage: str) -> No
     notebook, most = STAGES[stage]
     found = sources(*stage_modules(notebook, stage))
     assert len(found) <= most, sorted(found)
+
+
+def code_of(notebook: str) -> list[str]:
+    """The sources of its code cells, magics and all."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    return [cell.source for cell in cells if cell.cell_type == "code"]
+
+
+SHOWN = {"profile", "data_format"}
+"""Parameters that a notebook only prints; the data itself is in every key."""
+THROUGH = {"size": "budget"}
+"""What `run` makes of a parameter."""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_key_holds_what_its_notebook_reads(stage: str) -> None:
+    """Its parameters, and the code of every room that computes; not what suits it to a machine."""
+    notebook, _ = STAGES[stage]
+    read: set[str] = set()
+    imported: set[str] = set()
+    for source in code_of(notebook):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                of = node.value.id
+                read |= {node.attr} if of == "settings" else set()
+                read |= {THROUGH[node.attr]} if of == "run" and node.attr in THROUGH else set()
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith("d3s2."):
+                imported.add(node.module)
+    (cell,) = [
+        source
+        for source in code_of(notebook)
+        if f'run.stage(\n    "{stage}"' in source or f'run.stage("{stage}"' in source
+    ]
+    texts = {
+        node.value
+        for node in ast.walk(ast.parse(cell))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert (read & set(DECIDING)) - SHOWN - texts == set()
+    assert texts & (set(FIELDS) - set(DECIDING)) == set()  # such as sampling_batch
+    rooms = ("data", "statistics", "selection", "guidance")
+    computes = {name for name in imported if name.split(".")[1] in rooms}
+    assert computes <= sources(*stage_modules(notebook, stage)).keys()
+
+
+def test_no_notebook_widens_a_whole_split() -> None:
+    """Eight bytes a pixel of COCO-Stuff's validation masks are 10 GB: images are counted one by
+    one. NumPy's bincount widens what it is given.
+    """
+    for source in code_of("04_train_mask2former"):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                given = node.args if node.func.attr == "bincount" else []
+                given += [node.func.value] if node.func.attr == "astype" else []
+                names = {
+                    part.id for each in given for part in ast.walk(each) if hasattr(part, "id")
+                }
+                assert not names & {"truths", "predicted", "stored"}, ast.unparse(node)
+
+
+def test_the_key_of_the_trainings_is_that_of_each_job() -> None:
+    source = "\n".join(code_of("04_train_mask2former"))
+    assert "{job.name: job_key(job) for job in every_job}" in source
+    assert 'run.stage("training", decides,' in source and "train_all(every_job," in source
 
 
 def test_a_changed_comment_makes_stale_what_depends_on_it(

@@ -74,6 +74,14 @@ def open_splits(
     return _finish(folder, settings.data_format, [len(source) for source in sources])
 
 
+def left_unfinished() -> list[Path]:
+    """Folders of the home that a preparation began and did not finish, as when the parameters were
+    changed after it was killed; or that another process prepares now.
+    """
+    folders = sorted((places.home() / "data").glob("*-" + 8 * "[0-9a-f]"))
+    return [folder for folder in folders if folder.is_dir() and not _is_prepared(folder)]
+
+
 def count_splits(settings: DataSettings) -> tuple[int, int]:
     """Images of (train, val) in a run. Nothing is written, and masks are read up to the first that
     has a class. Raises D3S2Error as `open_splits` does before it writes.

@@ -17,6 +17,7 @@ from d3s2.core.files import read_json, sha256
 from d3s2.core.machine import device_name, memory_mb, pick_device, pinned, require_gpus, versions
 from d3s2.data.benchmarks import FORMATS, count_note
 from d3s2.data.examining import Examination, class_table, examine, lines_to_add
+from d3s2.data.splits import left_unfinished
 from d3s2.runs.network_choice import missing_backbone
 from d3s2.runs.parameters import Settings
 
@@ -57,6 +58,7 @@ def check(settings: Settings) -> Iterator[Check]:
         memory >= NEEDED_MEMORY_MB, f"memory: {memory} MB ({NEEDED_MEMORY_MB} MB are enough)"
     )
     yield _check_folder(settings.run_dir)
+    yield from _check_unfinished()
     yield from _check_data(settings)
     yield from _check_weights(settings)
 
@@ -97,6 +99,17 @@ def _check_folder(run_dir: str) -> Check:
         return Check(False, f"run folder {run_dir} cannot be written: choose another with run_dir")
     free = shutil.disk_usage(existing).free // 2**20
     return Check(free >= NEEDED_DISK_MB, f"run folder {run_dir} can be written, {free} MB free")
+
+
+def _check_unfinished() -> Iterator[Check]:
+    """Data folders that are in nobody's way, but take room."""
+    for folder in left_unfinished():
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 2**20
+        yield Check(
+            True,
+            f"data: {folder} ({size} MB) was not prepared to its end: the run that began it goes "
+            "on there; if none will, delete it",
+        )
 
 
 def _check_data(settings: Settings) -> Iterator[Check]:

@@ -24,6 +24,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, write_json
 from d3s2.core.processes import bound_environment
 from d3s2.runs import runner, sweep_report
+from d3s2.runs.config import resolve
 from d3s2.runs.locks import run_lock
 from d3s2.runs.parameters import parse
 from d3s2.runs.progress import clock
@@ -72,14 +73,15 @@ def sweep(
 
     fixed: parameters of all runs; grid: name -> values. scheduler: "" = one run after the other,
     else see `clusters`.
-    Raises D3S2Error for bad parameters before anything runs, and where another sweep uses the
-    folder.
+    Raises D3S2Error for bad parameters before anything runs, for seeds whose runs would share
+    trainings, and where another sweep uses the folder.
     """
     folder, points = Path(folder).absolute(), list(expand(grid))
     jobs = [_job(fixed, point, folder, notebooks) for point in points]
     done = [
         runner.is_finished(job.names, job.notebooks) for job in jobs
     ]  # finds bad parameters too
+    _refuse_shared_trainings(points, jobs)
     with run_lock(folder):
         states = [FINISHED if whole else WAITING for whole in done]
         records = [
@@ -107,6 +109,26 @@ def expand(grid: Mapping[str, Sequence[Any]]) -> Iterator[Point]:
     for values in product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         yield Point(folder_name(chosen), chosen)
+
+
+def _refuse_shared_trainings(points: Sequence[Point], jobs: Sequence[Job]) -> None:
+    """Raise D3S2Error where runs that differ in nothing but their seeds have them nearer than
+    `train_seeds`: those train with seed, seed + 1, ..., so that some of their trainings are the
+    same, and the table's deviation would be too small.
+    """
+    seeds: dict[str, list[int]] = {}
+    for point, job in zip(points, jobs, strict=True):
+        settings = resolve(job.names, remember=False)
+        others = digest({name: value for name, value in point.values.items() if name != "seed"})
+        near = [seed for seed in seeds.setdefault(others, []) if seed != settings.seed]
+        shared = [seed for seed in near if abs(seed - settings.seed) < settings.train_seeds]
+        if shared:
+            raise D3S2Error(
+                f"seed {shared[0]} and {settings.seed} with train_seeds {settings.train_seeds} "
+                "share trainings, so that their deviation says too little: give seeds at least "
+                f"{settings.train_seeds} apart, or train_seeds=1."
+            )
+        seeds[others].append(settings.seed)
 
 
 def folder_name(values: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from d3s2.core import machine
+from d3s2.core.code_version import code_version
+from d3s2.core.files import digest
 from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.models.generator import LayoutGenerator
@@ -22,6 +24,8 @@ from d3s2.runs.stages import Stage
 BATCH_SIZE = 8
 TRAINERS = {"proxy": (train_proxy, 2e-3), "generator": (train_generator, 4e-4)}
 """How each network is trained, and at which highest learning rate; our choice."""
+OWN = {"d3s2.models.generator", "d3s2.models.proxy"}
+"""Modules of the networks that every chapter imports, so that they are in its stage's key."""
 
 
 def ensure_weights(
@@ -55,8 +59,13 @@ class Models(NamedTuple):
     folder: Path
 
     def digest(self) -> str:
-        """SHA-256 over all weights, for the key of what is made with them."""
-        return weights_digest(self.folder)
+        """SHA-256 for the key of what is made with the networks: over all weights, and over code
+        and libraries of networks that are not our own, which no chapter's modules import.
+        """
+        modules = {type(network).__module__ for network in (self.generator, self.proxy)}
+        foreign = sorted(modules - OWN)
+        weights = weights_digest(self.folder)
+        return digest([weights, code_version(*foreign)]) if foreign else weights
 
 
 def load_models(run: Run) -> Models:

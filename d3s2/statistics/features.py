@@ -6,6 +6,7 @@ our choice; the D3S2 abstract only says "class-wise feature statistics across la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from d3s2.core.files import load_npz, write_npz
 from d3s2.core.parallel import chunks, with_bar
 from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.tensors import read_images, read_masks
+
+MOST_PIXELS = 2**19
+"""Pixels of the images taken at once: 32 of 96 x 128, but 2 of 512 x 512, whose masks of 150
+classes take 0.3 GB an image while they are averaged over cells.
+"""
 
 
 # -------------------------------------------------------------------- features: soft masks, moments
@@ -194,14 +200,15 @@ def feature_statistics(
     """Moments of the proxy's features on the dataset's real images and masks.
 
     proxy: a `d3s2.models.proxy.ProxySegmenter` (images float[B, 3, H, W] in [-1, 1] -> output with
-    `.features`). The images of a batch must have one size. Exact up to rounding for every batch
-    size.
+    `.features`). The images of a batch must have one size. batch_size: at most; fewer where images
+    are large (`MOST_PIXELS`). Exact up to rounding for every batch size.
     """
     if not len(dataset):
         raise D3S2Error(
             f"{dataset.name}/{dataset.split} holds no image: feature statistics need one."
         )
-    batches = chunks(len(dataset), batch_size)
+    pixels = math.prod(dataset.read_labels(0).shape)
+    batches = chunks(len(dataset), min(batch_size, max(1, MOST_PIXELS // pixels)))
     parts = parallel.ordered(_moments, batches, dataset, proxy)
     bar = iter(with_bar(parts, len(batches), "feature statistics", progress))
     moments = next(bar)

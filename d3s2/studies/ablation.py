@@ -196,12 +196,17 @@ class Workshop:
                 machine.pick_device(self.settings.device),
             )
             proxy = load_proxy(weights / "proxy", device)
-            known = self.work / f"moments-{weights_digest(weights)[:8]}.npz"
+            known = self.work / f"moments-{self._made_from('statistics.features')[:8]}.npz"
             if not known.is_file():
                 feature_statistics(self.train, proxy, progress=False).save(known)
             targets = FeatureTargets.from_moments(ClassMoments.load(known), device)
             self._painter = Painter(load_generator(weights / "generator", device), proxy, targets)
         return self._painter
+
+    def _made_from(self, *modules: str) -> str:
+        """Digest of the training data, the networks' weights, and the code of these modules."""
+        weights = weights_digest(self.settings.weights_folder)
+        return digest([self.train.fingerprint(), weights, code_version(*modules)])
 
     def distil(self, name: str, distillation: int) -> Path:
         """The folder of an arm's generated set, made on first use, with its cost beside it."""
@@ -222,8 +227,7 @@ class Workshop:
         decides = {
             "recipe": asdict(recipe),
             "masks": masks.tolist(),
-            "code": code_version("guidance.painting"),
-            "weights": weights_digest(self.settings.weights_folder),
+            "made_from": self._made_from("guidance.painting"),
         }
         folder = (
             self.work / "sets" / f"{name.replace(' ', '-')}-{distillation}-{digest(decides)[:8]}"

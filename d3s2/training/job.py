@@ -2,7 +2,8 @@
 
 In its folder lie `result.json`, `model.safetensors`, `predictions.npz` and, written last,
 `finished.json` with the key and the SHA-256 of the three: a result is believed by these, never by
-what it says of itself. In `logs/`, the job itself, what mmengine logs, the cost, and why the
+what it says of itself. `mmseg.json` is the network's configuration, with which mmsegmentation opens
+the weights without d3s2. In `logs/`, the job itself, what mmengine logs, the cost, and why the
 training ended when it failed.
 """
 
@@ -24,6 +25,7 @@ RESULT = "result.json"
 WEIGHTS = "model.safetensors"
 PREDICTIONS = "predictions.npz"
 FINISHED = "finished.json"
+CONFIG = "mmseg.json"
 TRAINS = "training.worker"
 """The module whose sources, and those of all that it imports, decide a result."""
 OUT_OF_MEMORY = "out_of_memory"

@@ -8,13 +8,15 @@ parameters from scratch at 64 x 64.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -110,6 +112,48 @@ def build_runner(job: TrainingJob, checkpoint: Path | None = None) -> Runner:
         if job.processes > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")  # mmengine's own call asks for a GPU
     return Runner.from_cfg(build_config(job, checkpoint))
+
+
+def learning_rates(config: Config) -> np.ndarray:
+    """float64[iterations]: the learning rate of each step of a configuration's schedule, as the
+    weights have it whose rate nothing multiplies.
+    """
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], config.optim_wrapper.optimizer.lr)
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(each), default_args={"optimizer": optimizer})
+        for each in config.param_scheduler
+    ]
+    rates = []
+    for _ in range(config.train_cfg.max_iters):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    return np.array(rates)
+
+
+def plain_config(config: Config, shown: Mapping[str, Any]) -> dict[str, Any]:
+    """What mmsegmentation's `init_model` needs of a configuration, without d3s2 and without a path:
+    JSON values. shown: the classes and the palette, which its pictures are drawn with.
+
+    The head is mmsegmentation's own: ours differs in how it trains.
+    """
+    model = config.model.to_dict()
+    model["backbone"]["init_cfg"] = None
+    model["decode_head"]["type"] = "Mask2FormerHead"
+    height, width = model["data_preprocessor"]["size"]
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": [width, height], "keep_ratio": False},
+        {"type": "PackSegInputs"},
+    ]
+    meta = {name: shown[name] for name in ("classes", "palette")}
+    return {
+        "default_scope": "mmseg",
+        "model": model,
+        "test_pipeline": pipeline,
+        "dataset_meta": meta,
+    }
 
 
 def _scale_down(model: Any, job: TrainingJob) -> None:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def train_all(
     progress: Callable[[str], None] | None = print,
     reuse: Path | None = None,
     out_of_memory: str = "stop",
+    keys: Sequence[str] | None = None,
 ) -> list[TrainingResult]:
     """Run trainings side by side, each in a process and on a core of its own; finished ones are
     only read.
@@ -54,7 +55,8 @@ def train_all(
     silence. reuse: a folder in which results of the same jobs may lie (any depth): those whose
     files still have their hashes are copied, not trained again. out_of_memory: "stop", or "halve":
     a training whose batch is too large for the GPU goes on from its checkpoint with the batch in
-    twice as many parts, and so do those that come after it.
+    twice as many parts, and so do those that come after it. keys: the jobs' `job_key`s where they
+    are known, which read all data.
     Raises D3S2Error, before anything runs, for two jobs of one folder and what `check_job` and
     `job_key` find; and with the end of the log when a training fails: the others are stopped then.
     """
@@ -63,10 +65,11 @@ def train_all(
         raise D3S2Error("two trainings share a work_dir: give each one its own.")
     for job in jobs:
         check_job(job)
-    keys = [job_key(job) for job in jobs]
+    keys = [job_key(job) for job in jobs] if keys is None else keys
     waiting = still_to_train(jobs, keys, reuse)
     say = progress or _silence
-    pool = _Pool(_cores(jobs, parallel), say)
+    by_folder = {job.work_dir: key for job, key in zip(jobs, keys, strict=True)}
+    pool = _Pool(_cores(jobs, parallel), say, by_folder)
     try:
         while waiting or pool.is_busy:
             while waiting and pool.has_room:
@@ -125,11 +128,17 @@ def _more_parts(job: TrainingJob) -> int:
 
 # ---------------------------------------------------------------------------------------- processes
 class _Pool:
-    """Running trainings, at most one on each of the cores; `say` hears how far they are."""
+    """Running trainings, at most one on each of the cores; `say` hears how far they are.
 
-    def __init__(self, cores: Sequence[int], say: Callable[[str], None]) -> None:
+    keys: of the jobs, by their folders.
+    """
+
+    def __init__(
+        self, cores: Sequence[int], say: Callable[[str], None], keys: Mapping[str, str]
+    ) -> None:
         self._cores = cores
         self._say = say
+        self._keys = keys
         self._running: dict[int, _Training] = {}
 
     @property
@@ -145,7 +154,7 @@ class _Pool:
     def start(self, job: TrainingJob) -> None:
         """Begin a training on the first free core."""
         core = next(core for core in self._cores if core not in self._running)
-        self._running[core] = _Training(job, core)
+        self._running[core] = _Training(job, core, self._keys[job.work_dir])
 
     def poll(self) -> list[_Training]:
         """The trainings that have ended, well or not, since the last call; their cores are free."""
@@ -165,11 +174,11 @@ class _Pool:
 
 
 class _Training:
-    """A training in another process: `python -m d3s2.training.worker <job.json> <core>`, logged in
-    train.log.
+    """A training in another process: `python -m d3s2.training.worker <job.json> <core> <key>`,
+    logged in train.log.
     """
 
-    def __init__(self, job: TrainingJob, core: int) -> None:
+    def __init__(self, job: TrainingJob, core: int, key: str) -> None:
         self.job = job
         self.folder = Path(job.work_dir)
         self.logs = self.folder / "logs"
@@ -180,7 +189,7 @@ class _Training:
         for name in (FINISHED, RESULT):
             (self.folder / name).unlink(missing_ok=True)
         write_job(self.logs / "job.json", job)
-        command = [*_command(), str(self.logs / "job.json"), str(core)]
+        command = [*_command(), str(self.logs / "job.json"), str(core), key]
         with open(self.logs / "train.log", "wb") as log:  # the process keeps its own end of it
             self.process = subprocess.Popen(
                 command,

@@ -1,7 +1,8 @@
 """Chapter 04: train Mask2Former on a training set and evaluate it, in this process.
 
-A finished training leaves `result.json`, `model.safetensors`, `predictions.npz` and, last, their
-hashes in its folder and is not repeated; a killed one leaves a checkpoint and goes on from there.
+A finished training leaves `result.json`, `model.safetensors`, `mmseg.json`, `predictions.npz` and,
+last, hashes in its folder and is not repeated; a killed one leaves a checkpoint and goes on from
+there.
 On one machine the same job gives the same bytes, with or without a break. `python -m
 d3s2.training.worker` is the process in which `side_by_side.train_all` runs a job; several GPUs
 share one with `torchrun`.
@@ -27,6 +28,7 @@ from d3s2.core.errors import DiskFull
 from d3s2.core.files import atomic_path, write_json, write_npz
 from d3s2.core.processes import end_with_parent
 from d3s2.training.job import (
+    CONFIG,
     ERROR,
     OUT_OF_MEMORY,
     PREDICTIONS,
@@ -43,25 +45,28 @@ from d3s2.training.job import (
 
 
 # ---------------------------------------------------------------------------- one training, in here
-def train(job: TrainingJob) -> TrainingResult | None:
+def train(job: TrainingJob, key: str = "") -> TrainingResult | None:
     """Train and evaluate in this process with mmengine's Runner; writes the files named in the
     module's text.
 
     Goes on from the checkpoint of the same job. Of several processes only the first has a result,
     the others None. Prefer `train_all` in notebooks: the Runner logs hundreds of lines and keeps
-    the threads it finds. Raises D3S2Error for everything `check_job` and `job_key` find.
+    the threads it finds. key: the job's `job_key` where it is known, which reads all data. Raises
+    D3S2Error for everything `check_job` and `job_key` find.
     """
     from d3s2.training import mask2former  # imports mmseg: some seconds
 
     begun = time.perf_counter()
     check_job(job)
-    key = job_key(job)
+    key = key or job_key(job)
     folder = Path(job.work_dir)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     runner = mask2former.build_runner(job, folder / "logs" / f"checkpoint-{key[:16]}.pt")
     runner.train()  # its loop ends with one evaluation
     if runner.rank > 0:
         return None
+    shown = runner.train_dataloader.dataset.metainfo
+    write_json(folder / CONFIG, mask2former.plain_config(runner.cfg, shown))
     _write_files(folder, runner, _facts(job, key, runner), begun)
     return read_result(folder)
 
@@ -107,14 +112,14 @@ def _write_files(folder: Path, runner: Any, facts: dict[str, object], begun: flo
 
 # ------------------------------------------------------------------------------ the process for one
 def main(arguments: Sequence[str]) -> int:
-    """The child: `python -m d3s2.training.worker <job.json> <core>`. Anything that goes wrong ends
-    up in its log.
+    """The child: `python -m d3s2.training.worker <job.json> <core> [<key>]`. Anything that goes
+    wrong ends up in its log.
 
     For a job of several processes it becomes `torchrun`, which starts this command once for each of
     them.
     """
     end_with_parent()
-    path, core = arguments
+    path, core, *key = arguments
     job = read_job(path)
     if job.processes > 1 and "LOCAL_RANK" not in os.environ:
         _become_torchrun(job.processes, arguments)
@@ -123,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
         _stay_on(int(core))
     try:
         with _reported(Path(job.work_dir) / "logs"):
-            train(job)
+            train(job, *key)
     except (DiskFull, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOSPC:
             raise

@@ -238,6 +238,20 @@ def test_json_on_disk_is_sorted_with_one_item_a_line(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_text("utf-8") == '{\n "a": "ö",\n "b": [\n  1\n ]\n}\n'
 
 
+def test_processes_that_write_one_file_have_a_temporary_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, number = tmp_path / "data.txt", os.getpid()
+    with atomic_path(path) as mine:
+        mine.write_text("mine")
+        with monkeypatch.context() as another:
+            another.setattr(os, "getpid", lambda: number + 1)
+            with atomic_path(path) as theirs:
+                theirs.write_text("theirs")
+        assert path.read_text() == "theirs" and mine.read_text() == "mine"
+    assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
+
+
 # -------------------------------------------------------------------------------- names and folders
 def test_a_temporary_file_is_its_targets_own_whatever_the_name(tmp_path: Path) -> None:
     """In the same folder, hidden, short, and known to be of this process; also for names that are

@@ -22,6 +22,7 @@ from d3s2.data.dataset import ClassInfo
 from d3s2.data.folder import materialise, read_classes, write_classes
 from d3s2.data.opening import open_dataset
 from d3s2.data.splits import open_splits
+from d3s2.runs import readiness
 
 CLASSES = "id,name,red,green,blue\n3,sky,10,20,30\n7,road,40,50,60\n9,void,0,0,0\n"
 
@@ -125,6 +126,24 @@ def test_an_interrupted_preparation_is_finished(wanted: Wanted, tmp_path: Path) 
     again, _ = open_splits(wanted, progress=False)
     assert again.fingerprint() == before
     assert (where / "train/images/a.png").stat().st_mtime_ns == kept
+
+
+def test_what_is_left_of_an_interrupted_preparation_is_known(
+    wanted: Wanted, tmp_path: Path
+) -> None:
+    """With other parameters nothing goes on there."""
+    open_splits(wanted, progress=False)
+    begun = prepared(tmp_path)
+    (begun / splits.PREPARED).unlink()
+    wanted.image_size = "24x24"
+    open_splits(wanted, progress=False)
+    (tmp_path / "home" / "data" / "camvid").mkdir()  # somebody's own
+    assert splits.left_unfinished() == [begun]
+    (said,) = readiness._check_unfinished()
+    assert said.ok and str(begun) in said.text and "delete it" in said.text
+    wanted.image_size = "16x24"
+    open_splits(wanted, progress=False)
+    assert splits.left_unfinished() == []
 
 
 @pytest.mark.parametrize("data_format", ["folder", "scenes"])

@@ -13,21 +13,24 @@ from small_benchmarks import make_ade20k
 from tiny_diffusion import save_tiny
 from tiny_mmseg import CONFIG
 
+from d3s2.core.code_version import sources
 from d3s2.core.errors import D3S2Error
+from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.opening import open_dataset
 from d3s2.data.pairing import parse_size
 from d3s2.data.splits import open_splits
 from d3s2.guidance.losses import FeatureTargets
 from d3s2.guidance.painting import Painter, Recipe, synthesise
-from d3s2.models.generator import LayoutUNet
+from d3s2.models.generator import LayoutGenerator, LayoutUNet
 from d3s2.models.load import load_generator, load_proxy, weights_digest
 from d3s2.models.mmseg_proxy import MmsegProxy, build
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.models.stable_diffusion import StableDiffusion, load_stable_diffusion
 from d3s2.runs import config, readiness, runner
+from d3s2.runs import weights as run_weights
 from d3s2.runs.model_choice import choose_models, diffusion_options
 from d3s2.runs.refusals import OURS, refuse_early
-from d3s2.runs.weights import ensure_weights
+from d3s2.runs.weights import OWN, Models, ensure_weights
 from d3s2.statistics.features import feature_statistics
 
 REAL = ("ade20k", "cocostuff", "voc2012")
@@ -85,6 +88,25 @@ def test_a_profile_goes_from_models_in_folders_to_distilled_images(models, tmp_p
     Path(models["proxy_checkpoint"]).touch()
     stamped = choose_models(settings).stamp()
     assert stamped != json.loads((weights / "manifest.json").read_text())["external"]["models"]
+
+
+def test_what_is_made_with_a_foreign_network_depends_on_its_code(monkeypatch):
+    """A chapter's modules import our own networks alone, and so does its stage's key."""
+    own = load_proxy(EMBEDDED_WEIGHTS / "proxy")
+    painted = LayoutGenerator(None, None)
+    foreign = MmsegProxy.__new__(MmsegProxy)
+    assert Models(painted, own, EMBEDDED_WEIGHTS).digest() == weights_digest(EMBEDDED_WEIGHTS)
+    mixed = Models(painted, foreign, EMBEDDED_WEIGHTS)
+    assert OWN <= sources("guidance.painting").keys()
+    asked: list[str] = []
+    for version in ("one", "two"):
+        monkeypatch.setattr(
+            run_weights, "code_version", lambda *names, now=version: asked.append(names) or now
+        )
+        before = mixed.digest()
+    monkeypatch.setattr(run_weights, "code_version", lambda *names: "one")
+    assert before != mixed.digest() != weights_digest(EMBEDDED_WEIGHTS)
+    assert asked == [("d3s2.models.mmseg_proxy",)] * 2
 
 
 def test_every_real_profile_asks_for_the_papers_budget_and_its_own_palette():

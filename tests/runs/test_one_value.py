@@ -25,6 +25,10 @@ from dataclasses import asdict
 seen = pathlib.Path(settings.run_dir) / f"seen-{NAME}.json"
 seen.write_text(json.dumps(asdict(settings)))
 """
+BEGIN = """
+from d3s2.runs.run import open_run
+settings = open_run(globals(), begin=True).settings
+"""
 NAMES = ("00_start", "01_first", "02_second")
 
 
@@ -89,6 +93,9 @@ def test_every_parameter_has_a_value_unlike_its_profile(given: dict[str, Any]) -
 def test_every_notebook_sees_every_parameter_as_it_was_given(
     given: dict[str, Any], notebooks: Path
 ) -> None:
+    first = notebooks / f"{NAMES[0]}.ipynb"  # begins the run anew, as notebook 00 does
+    cell = "profile = None  # set\nrun_dir = None  # folder"
+    write_notebook(first, BEGIN, f"NAME = {NAMES[0]!r}\n{LOOK}", parameters=cell)
     runner.run(given, notebooks=notebooks)
     assert seen(given["run_dir"]) == [given] * 3
     assert json.loads((Path(given["run_dir"]) / "run.json").read_text())["settings"] == given

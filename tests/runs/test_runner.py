@@ -24,7 +24,9 @@ from PIL import Image
 
 from d3s2.core.errors import D3S2Error
 from d3s2.data.scenes import scenes_classes
+from d3s2.plots.house_style import reduce_colors
 from d3s2.runs import config, runner
+from d3s2.runs import notebooks as published_notebooks
 from d3s2.runs.notebooks import publish, read_chapter, read_chapters
 from d3s2.runs.runner import Plan
 from d3s2.runs.stages import verify
@@ -327,6 +329,26 @@ def test_class_colours_are_exact_in_a_published_notebook_that_is_too_large(tmp_p
     exact = np.isin(_packed(drawn), _packed(colors))
     assert len(np.unique(_packed(drawn)[exact])) == 20
     assert np.array_equal(np.asarray(picture)[exact], drawn[exact])
+
+
+def test_colours_of_ones_own_classes_stay_exact_when_a_notebook_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The palette of a figure that we drew says which they were."""
+    monkeypatch.setattr(published_notebooks, "MOST_BYTES", 0)
+    drawn = np.random.default_rng(0).integers(0, 256, (250, 200, 3), dtype=np.uint8)
+    drawn[0, :100] = 1, 2, 3  # much here, little beside what photographs are reduced to
+    stream = io.BytesIO()
+    reduce_colors(Image.fromarray(drawn)).save(stream, "PNG")
+    before = base64.b64encode(stream.getvalue()).decode()
+    output = nbformat.v4.new_output("display_data", {"image/png": before})
+    cell = nbformat.v4.new_code_cell("1", outputs=[output], execution_count=1)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "00_a.ipynb")
+    publish(tmp_path / "00_a.ipynb", tmp_path / "out.ipynb")
+    published = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0].data
+    assert len(published["image/png"]) < len(before)
+    picture = Image.open(io.BytesIO(base64.b64decode(published["image/png"]))).convert("RGB")
+    assert (np.asarray(picture)[0, :100] == (1, 2, 3)).all()
 
 
 def _packed(pixels: np.ndarray) -> np.ndarray:

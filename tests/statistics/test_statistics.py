@@ -312,6 +312,25 @@ def test_feature_statistics_do_not_depend_on_the_batch(tmp_path: Path) -> None:
         feature_statistics(data.subset([]), proxy)
 
 
+class Watched(TinyProxy):
+    """Notes how many images it sees at once."""
+
+    def forward(self, images: Tensor) -> Features:
+        self.seen = [*getattr(self, "seen", []), len(images)]
+        return super().forward(images[..., ::16, ::16])
+
+
+def test_large_images_are_taken_a_few_at_a_time(tmp_path: Path) -> None:
+    """32 of 512 x 512 and 150 classes took eight gigabytes (`tests/studies/test_memory.py`)."""
+    scenes.write_split(tmp_path, "train", 5)
+    write_classes(tmp_path / "classes.csv", scenes_classes())
+    for side, batches in ((64, [4, 1]), (512, [2, 2, 1])):
+        proxy = Watched()
+        data = open_dataset("folder", tmp_path, "train", (side, side))
+        feature_statistics(data, proxy, batch_size=4, progress=False)
+        assert proxy.seen == batches
+
+
 def test_labels_may_lie_on_another_device_than_the_features(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json
 from d3s2.runs import config
+from d3s2.statistics.features import ClassMoments
 from d3s2.studies import ablation
 from d3s2.studies.ablation import (
     ARMS,
@@ -142,6 +143,33 @@ def test_arms_that_promise_the_same_masks_have_them(settings, tmp_path):
     assert (shop.masks(ARMS["balanced"], 0) == shop.masks(ARMS["d3s2"], 3)).all()
     assert (shop.masks(ARMS["random"], 2) == shop.masks(ARMS["random masks"], 2)).all()
     assert (shop.masks(ARMS["random"], 0) != shop.masks(ARMS["random"], 1)).any()
+
+
+def test_other_data_is_measured_and_painted_anew(settings, tmp_path, monkeypatch):
+    """The same ids, masks and folder; other bytes."""
+    made: list[str] = []
+
+    def measured(*_, **__):
+        made.append("moments")
+        return ClassMoments(20, (16, 32))
+
+    def painted(painter, dataset, masks, folder, recipe):
+        made.append("images")
+        folder.mkdir(parents=True)
+
+    monkeypatch.setattr(ablation, "feature_statistics", measured)
+    monkeypatch.setattr(ablation, "synthesise", painted)
+    monkeypatch.setattr(ablation, "load_proxy", lambda *_: None)
+    monkeypatch.setattr(ablation, "load_generator", lambda *_: None)
+    monkeypatch.setattr(Workshop, "masks", lambda *_: np.arange(3))
+    small = replace(settings, train_images=8, val_images=2)
+    folders = []
+    for content in ("a", "a", "b"):
+        shop = Workshop(small, tmp_path)
+        shop.train = replace(shop.train, hashes=lambda paths, to=content: [to * 64] * len(paths))
+        folders.append(shop.distil("unguided", 0))
+    assert folders[0] == folders[1] != folders[2]
+    assert made == ["moments", "images"] * 2
 
 
 def test_the_committed_measurement_can_be_read():

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from d3s2.guidance.losses import segmentation_consistency
+from d3s2.guidance.quality import class_agreement
 from d3s2.models.stable_diffusion import ControlledUNet
+from d3s2.statistics.features import MOST_PIXELS, ClassMoments
 from d3s2.studies import memory
 from d3s2.studies.memory import TEXT_ENCODER_WEIGHTS, LiveBytes, true_size_model
 
@@ -29,6 +32,43 @@ def test_a_saved_activation_is_alive_until_the_gradient_is_taken():
         assert live.peak == 2 * 4000
         torch.autograd.grad(y.sum(), x)
     assert live.peak > 2 * 4000
+
+
+def peak(work) -> float:
+    """GB alive at once while `work` runs on tensors without content."""
+    with FakeTensorMode(), LiveBytes() as live:
+        work()
+    return live.peak / 1e9
+
+
+def test_statistics_of_large_images_stay_below_a_gigabyte():
+    """Masks of 150 classes, averaged over the cells of a proxy's first layer, a quarter as wide:
+    bytes go with the pixels, so that small images say what large ones take.
+    """
+    labels = torch.zeros(4, 64, 64, dtype=torch.int64)
+    with LiveBytes() as live:
+        ClassMoments(150, [64]).update([torch.zeros(4, 64, 16, 16)], labels)
+    each = live.peak / labels.numel()
+    assert 32 * 512**2 * each > 6e9  # what a batch of 32 took
+    assert MOST_PIXELS * each < 1e9
+
+
+def test_judging_large_images_makes_no_mask_of_each_class():
+    """Four images of 512 x 512 with 150 classes: their logits are 0.6 GB, and no integers are made
+    of that size, which would be 1.3.
+    """
+
+    def agreement() -> None:
+        labels = torch.zeros(4, 512, 512, dtype=torch.int64)
+        class_agreement(torch.empty(4, 150, 512, 512), labels)
+
+    def balanced_loss() -> None:
+        labels = torch.zeros(4, 512, 512, dtype=torch.int64)
+        segmentation_consistency(torch.empty(4, 150, 512, 512), labels, balance=True)
+
+    logits = 4 * 150 * 512 * 512 * 4 / 1e9
+    assert logits < peak(agreement) < logits + 0.1
+    assert peak(balanced_loss) < 2 * logits + 0.1  # and their softmax
 
 
 @pytest.mark.processes

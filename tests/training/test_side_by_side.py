@@ -187,9 +187,10 @@ class Sleeper(side_by_side._Training):
 
     over: ClassVar[set[int]] = set()
 
-    def __init__(self, job, core):
+    def __init__(self, job, core, key):
         self.job = job
         self.core = core
+        self.key = key
         self.stopped = False
 
     def has_ended(self):
@@ -206,17 +207,19 @@ def test_the_pool_gives_each_training_a_core_of_its_own_and_frees_it(data, tmp_p
     monkeypatch.setattr(side_by_side, "_Training", Sleeper)
     monkeypatch.setattr(Sleeper, "over", {0})
     said: list[str] = []
-    pool = side_by_side._Pool([4, 7], said.append)
+    keys = {str(tmp_path / str(seed)): f"key {seed}" for seed in range(3)}
+    pool = side_by_side._Pool([4, 7], said.append, keys)
     assert pool.has_room and not pool.is_busy
     for seed in (0, 1):
-        pool.start(make_job(data, tmp_path, seed=seed))
+        pool.start(make_job(data, tmp_path / str(seed), seed=seed))
     assert pool.is_busy and not pool.has_room
     (ended,) = pool.poll()
     assert (ended.job.seed, ended.core) == (0, 4) and said == ["1 goes on"]
     assert pool.has_room and pool.is_busy
-    pool.start(make_job(data, tmp_path, seed=2))
+    pool.start(make_job(data, tmp_path / "2", seed=2))
     running = list(pool._running.values())
-    assert [(one.job.seed, one.core) for one in running] == [(1, 7), (2, 4)]
+    found = [(one.job.seed, one.core, one.key) for one in running]
+    assert found == [(1, 7, "key 1"), (2, 4, "key 2")]
     pool.stop()
     assert all(one.stopped for one in running) and not ended.stopped and not pool.is_busy
 

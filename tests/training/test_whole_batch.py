@@ -167,6 +167,26 @@ def test_matching_takes_its_weights_from_the_configuration(tmp_path):
     assert len(set(every)) >= 4
 
 
+def test_a_cost_is_the_sum_of_its_parts_by_their_weights(tmp_path):
+    head = mask2former.build_model(make_job(tmp_path, tmp_path)).decode_head
+    masks = torch.zeros(CLASSES, *SIZE)
+    masks[1:, 4:20, 8:30] = 1
+    truth = registered_truth(torch.arange(CLASSES), masks)
+    scores = torch.randn(1, head.num_queries, CLASSES + 1)
+    logits = torch.randn(1, head.num_queries, 16, 24)
+
+    def at(*weights: float) -> torch.Tensor:
+        for part, weight in zip(head.assigner.match_costs, weights, strict=True):
+            part.weight = weight
+        torch.manual_seed(0)
+        return head.matching_cost(scores, logits, [truth])
+
+    parts = [at(1, 0, 0), at(0, 1, 0), at(0, 0, 1)]
+    assert all(part.std() > 0.01 for part in parts)
+    together = sum(weight * part for weight, part in zip((2, 3, 7), parts, strict=True))
+    torch.testing.assert_close(at(2, 3, 7), together)
+
+
 @pytest.mark.parametrize(
     "costs",
     [

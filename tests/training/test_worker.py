@@ -29,7 +29,7 @@ def called(tmp_path, monkeypatch) -> list[tuple]:
     """What `main` does with a job, without doing it."""
     calls: list[tuple] = []
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setattr(worker, "train", lambda job: calls.append(("train", job.name)))
+    monkeypatch.setattr(worker, "train", lambda job, *key: calls.append(("train", job.name, *key)))
     monkeypatch.setattr(worker, "_stay_on", lambda core: calls.append(("core", core)))
     monkeypatch.setattr("torch.distributed.run.main", lambda command: calls.append((*command,)))
     return calls
@@ -43,6 +43,12 @@ def run(tmp_path: Path, **changes) -> int:
 
 def test_a_training_alone_stays_on_its_core(tmp_path, called):
     assert run(tmp_path) == 0 and called == [("core", 3), ("train", "tiny")]
+
+
+def test_a_key_that_is_known_is_handed_down(tmp_path, called):
+    run(tmp_path)
+    assert worker.main([str(tmp_path / "job.json"), "3", "known"]) == 0
+    assert called[-1] == ("train", "tiny", "known")
 
 
 def test_a_training_on_a_gpu_takes_all_cores(tmp_path, called):
