@@ -66,6 +66,12 @@ def execute(
         raise NotebookFailed(
             "because its Python process died, most likely for want of memory"
         ) from error
+    except RuntimeError as error:  # of a kernel that never answered; those of cells are above
+        if not str(error).startswith("Kernel "):
+            raise
+        raise NotebookFailed(
+            "because its Python process died, or did not answer, while it started"
+        ) from error
 
 
 @contextmanager

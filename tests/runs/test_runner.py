@@ -237,6 +237,22 @@ def test_a_kernel_that_dies_is_a_sentence(sequence: Sequence) -> None:
     )
 
 
+def test_a_kernel_that_dies_while_it_starts_is_a_sentence(
+    sequence: Sequence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dies").mkdir()
+    dies = "import os, sys\nif 'ipykernel_launcher' in sys.orig_argv:\n    os._exit(1)\n"
+    (tmp_path / "dies" / "sitecustomize.py").write_text(dies)
+    path = os.pathsep.join(filter(None, [str(tmp_path / "dies"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    done = sequence.cli()
+    assert done.returncode == 1
+    assert "00_start failed because" in done.stderr and "while it started" in done.stderr
+    assert "Traceback" not in done.stderr
+    monkeypatch.undo()
+    assert sequence.run() == ["00", "01", "02"]
+
+
 def test_kill_in_the_middle_then_resume_gives_the_same_bytes(
     sequence: Sequence, tmp_path: Path
 ) -> None:
