@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d3s2.core.errors import D3S2Error
+from d3s2.core.places import command
 from d3s2.data.class_lists import classes_of
 from d3s2.data.dataset import IGNORE, ClassInfo, MaskCode, SegmentationDataset
 from d3s2.data.pairing import Tell, checked_size, existing_folder, files_by_stem, pairs, refuse
@@ -123,14 +124,19 @@ def benchmark_classes(format: str) -> tuple[ClassInfo, ...]:
     return tuple(classes)
 
 
+def fetching(format: str, root: Path | str = "/path/to/data") -> str:
+    """The command that fetches a benchmark into a folder, as it is typed here."""
+    return f"{command('d3s2')} fetch {format} {root}"
+
+
 def _inner(format: str, root: Path) -> Path:
     needed = "ImageSets" if format.startswith("voc") else "annotations"
     for folder in (root, *(root / inside for inside in _INSIDE[format])):
         if (folder / needed).is_dir():
             return folder
     raise D3S2Error(
-        f"{root} does not hold {format}: expected {_LAYOUTS[format]}. Fetch it with: d3s2 fetch "
-        f"{format} {root}"
+        f"{root} does not hold {format}: expected {_LAYOUTS[format]}. Fetch it with: "
+        f"{fetching(format, root)}"
     )
 
 

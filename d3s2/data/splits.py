@@ -25,6 +25,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, read_json, write_json
 from d3s2.core.hashes import remembered_hashes
 from d3s2.data import scenes
+from d3s2.data.benchmarks import FORMATS, fetching
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.folder import materialise, open_folder, write_classes
 from d3s2.data.opening import open_dataset
@@ -106,9 +107,11 @@ def _counts(settings: DataSettings) -> tuple[int, int]:
 def _sources(settings: DataSettings) -> list[SegmentationDataset]:
     """Both splits of a folder of the user's, of as many images as asked for."""
     if not settings.data_root:
+        public = settings.data_format in FORMATS
+        fetch = f"; fetch it with: {fetching(settings.data_format)}" if public else ""
         raise D3S2Error(
             f"data_format {settings.data_format!r} reads a folder of yours: name it with -p "
-            f"data_root=/path/to/data."
+            f"data_root=/path/to/data{fetch}."
         )
     size, counts = parse_size(settings.image_size), _counts(settings)
     return [

@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from d3s2.core.errors import D3S2Error
+from d3s2.core.places import command
 
 MODEL_FILES = ("config.json", "*model.safetensors")
 """Half-precision copies, which some models add, have other names: nobody needs to fetch them too.
@@ -38,10 +39,10 @@ class Source:
         """The command that fetches it."""
         if self.is_path:
             return (
-                f"put the model into {self.place}, for example: hf download OWNER/NAME --local-dir "
-                f"{self.place}"
+                f"put the model into {self.place}, for example: {command('hf')} download "
+                f"OWNER/NAME --local-dir {self.place}"
             )
-        words = ["hf", "download", self.place]
+        words = [command("hf"), "download", self.place]
         if self.revision:
             words += ["--revision", self.revision]
         for pattern in self.patterns():

@@ -1,4 +1,4 @@
-"""The command line: `d3s2 run`, `sweep`, `check`, `fetch`, `results`, `lab`, `publish`."""
+"""The command line: `d3s2` run, rehearse, sweep, check, fetch, results, lab, publish."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"d3s2 {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (_add_run, _add_sweep, _add_check, _add_results, _add_lab, _add_fetch, _add_publish):
+    for add in _COMMANDS:
         add(commands)
     return parser
 
@@ -90,6 +90,19 @@ def _add_run(commands: Any) -> None:
     )
     _add_places(run)
     run.set_defaults(command=_run)
+
+
+def _add_rehearse(commands: Any) -> None:
+    rehearse = commands.add_parser(
+        "rehearse",
+        help="run a profile's whole sequence in minutes: what would stop the long run stops here",
+    )
+    _add_parameters(rehearse)
+    rehearse.add_argument(
+        "--run-dir", help="folder of the rehearsal; default: runs/rehearse-<profile>"
+    )
+    rehearse.add_argument("--notebooks", type=Path, help="another folder of notebooks")
+    rehearse.set_defaults(command=_rehearse)
 
 
 def _add_sweep(commands: Any) -> None:
@@ -210,6 +223,18 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_COMMANDS = (
+    _add_run,
+    _add_rehearse,
+    _add_sweep,
+    _add_check,
+    _add_results,
+    _add_lab,
+    _add_fetch,
+    _add_publish,
+)
+
+
 def _number(text: str) -> int:
     """A notebook's number: 3, 03, 03_guided_sampling or its file name."""
     try:
@@ -280,6 +305,16 @@ def _run(options: argparse.Namespace) -> int:
     ):
         if (run_dir / folder).is_dir():
             print(f"{what + ':':<20} {run_dir / folder}")
+    return 0
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    from d3s2.runs import rehearsal, runner
+
+    names = parameters(options)
+    settings = rehearsal.rehearse(names, options.notebooks, lambda line: print(line, flush=True))
+    for name, seconds, peak_mb in runner.timings(settings.run_dir):
+        print(f"  {name:<26} {seconds:7.1f} s  {peak_mb:6d} MB")
     return 0
 
 

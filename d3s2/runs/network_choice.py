@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from d3s2.core.errors import D3S2Error
 from d3s2.runs.parameters import Settings
 from d3s2.runs.published import missing, named_or_published
 
@@ -30,12 +29,6 @@ def missing_backbone(settings: Settings) -> str:
         return ""
     what = "the ImageNet weights of Swin-S"
     return missing(what, backbone_path(settings), _address(), "backbone_weights")
-
-
-def require_backbone(settings: Settings) -> None:
-    """Raise D3S2Error with that sentence: better before the first notebook than hours later."""
-    if sentence := missing_backbone(settings):
-        raise D3S2Error(sentence)
 
 
 def _address() -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from d3s2.core.errors import D3S2Error
-from d3s2.core.places import home
+from d3s2.core.places import command, home
 
 
 def named_or_published(name: str, address: str) -> Path:
@@ -18,13 +16,7 @@ def named_or_published(name: str, address: str) -> Path:
 
 def missing(what: str, path: Path, address: str, parameter: str) -> str:
     """A sentence with the command that fetches a missing file, or the parameter that names one."""
-    fetch = f"fetch it: d3s2 fetch file {address} {path}"
+    fetch = f"fetch it: {command('d3s2')} fetch file {address} {path}"
     return f"{what}, {path}, is missing; " + (
         fetch if address else f"name it with -p {parameter}=FILE"
     )
-
-
-def require(problems: Iterable[str]) -> None:
-    """Raise D3S2Error with the first of these sentences, if any."""
-    for sentence in problems:
-        raise D3S2Error(sentence)

@@ -15,7 +15,7 @@ from pathlib import Path
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json, sha256
 from d3s2.core.machine import device_name, memory_mb, pick_device, pinned, require_gpus, versions
-from d3s2.data.benchmarks import FORMATS, count_note
+from d3s2.data.benchmarks import FORMATS, count_note, fetching
 from d3s2.data.examining import Examination, class_table, examine, lines_to_add
 from d3s2.data.splits import left_unfinished
 from d3s2.runs.network_choice import missing_backbone
@@ -117,7 +117,7 @@ def _check_data(settings: Settings) -> Iterator[Check]:
         yield Check(True, "data: scenes, drawn on first use")
     elif not settings.data_root:
         fetch = (
-            f"; fetch it with: d3s2 fetch {settings.data_format} /path/to/data"
+            f"; fetch it with: {fetching(settings.data_format)}"
             if settings.data_format in FORMATS
             else ""
         )
