@@ -318,7 +318,7 @@ def test_only_what_no_process_writes_any_more_is_deleted(tmp_path: Path, ended: 
 def test_what_a_disk_refuses_is_a_sentence(numbers: tuple[str, ...], sentence: str) -> None:
     for number in numbers:
         said = explain(OSError(getattr(errno, number), "why"), Path("/x/y/a.png"))
-        assert type(said) is D3S2Error and str(said) == sentence
+        assert isinstance(said, D3S2Error) and str(said) == sentence
     other = OSError(errno.EIO, "why")
     assert explain(other, Path("/x/y/a.png")) is other
 
