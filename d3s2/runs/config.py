@@ -85,7 +85,12 @@ def _noted(given: Mapping[str, Any]) -> dict[str, Any]:
     path = run_folder(given) / RUN_FILE
     if not path.is_file():
         return {}
-    noted = read_json(path).get("settings", {})
+    record = read_json(path)
+    noted = record.get("settings", {}) if isinstance(record, dict) else None
+    if not isinstance(noted, dict):
+        raise D3S2Error(
+            f"{path} holds no settings of a run: move it away, or choose another run_dir."
+        )
     if given.get("profile", noted.get("profile")) != noted.get("profile"):
         raise D3S2Error(
             f"{path.parent} was begun with profile {noted.get('profile')!r}, not "
@@ -99,6 +104,6 @@ def _read(path: Path) -> dict[str, Any]:
     """`run.json`, or nothing where it is missing or damaged: then it is written anew."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -110,6 +110,10 @@ def hostile_folders(home: Path) -> dict[str, str]:
             (home / name / f"{app}_config.py").write_text(HOSTILE + line)
     lines = {"IdentityProvider": {"token": ""}, "ServerApp": {"token": "", "password": ""}}
     (home / "plain" / "jupyter_server_config.json").write_text(json.dumps(lines))
+    for app in ("jupyter", "jupyter_server", "jupyter_lab"):
+        (home / f"{app}_config.py").write_text(HOSTILE)  # where the command is typed
+    for module in ("json", "jupyterlab", "traitlets", "tornado"):
+        (home / f"{module}.py").write_text(f"open({str(home / 'caught')!r}, 'w')")
     old = home / ".ipython" / "profile_default"
     old.mkdir(parents=True)
     (old / "ipython_notebook_config.py").write_text(HOSTILE)
@@ -123,7 +127,7 @@ def hostile_folders(home: Path) -> dict[str, str]:
 
 @contextmanager
 def running(home: Path, more: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """`d3s2 lab` on all addresses, with these environment variables."""
+    """`d3s2 lab` on all addresses, with these environment variables, typed in `home`."""
     environment = {name: value for name, value in os.environ.items() if "JUPYTER" not in name}
     environment |= {"D3S2_HOME": str(home), "HOME": str(home), "JUPYTER_RUNTIME_DIR": str(home)}
     with socket.socket() as free:
@@ -131,8 +135,9 @@ def running(home: Path, more: dict[str, str]) -> Iterator[subprocess.Popen[str]]
         port = str(free.getsockname()[1])
     words = ["lab", "--address", "0.0.0.0", "--port", port, "--allow-root"]
     server = subprocess.Popen(
-        [sys.executable, "-m", "d3s2.runs.cli", *words],
+        [sys.executable, "-P", "-m", "d3s2.runs.cli", *words],
         env=environment | more,
+        cwd=home,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -175,6 +180,7 @@ def test_a_server_on_all_addresses_asks_for_its_token(tmp_path: Path, home: str)
         assert b"JupyterLab" in asked(f"{url}/lab", token)
         command = " ".join(psutil.Process(server.pid).cmdline())
         assert "jupyterlab" in command and token not in command
+    assert not (tmp_path / "caught").exists()  # no module of the folder it was typed in
 
 
 @pytest.mark.processes
@@ -185,3 +191,30 @@ def test_a_token_of_ones_own_holds_against_ones_own_configuration(tmp_path: Path
         assert status(f"{url}/api/contents") == 403
         assert b"00_start_here.ipynb" in asked(f"{url}/api/contents", token)
         assert token not in " ".join(psutil.Process(server.pid).cmdline())
+
+
+@pytest.mark.processes
+def test_options_of_jupyters_own_are_not_passed_on(tmp_path: Path) -> None:
+    """Such as one that takes the token away."""
+    for word in ("--ServerApp.token=", "--IdentityProvider.token=''", "--ip=0.0.0.0", "--config=x"):
+        done = subprocess.run(
+            [sys.executable, "-m", "d3s2.runs.cli", "lab", "--address", "0.0.0.0", word],
+            env=os.environ | {"D3S2_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 2 and "unrecognized arguments" in done.stderr
+
+
+@pytest.mark.processes
+def test_make_lab_and_the_image_start_it_through_d3s2() -> None:
+    """And so never a server that asks for nothing."""
+    root = places.notebooks_folder().parent
+    words = ["make", "-n", "lab", "ARGS=--address 0.0.0.0"]
+    said = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == ".venv/bin/d3s2 lab --address 0.0.0.0"
+    dockerfile = (root / "Dockerfile").read_text()
+    assert 'ENTRYPOINT ["tini", "--", "d3s2"]' in dockerfile
+    assert "jupyterlab" not in dockerfile and "jupyter lab" not in dockerfile
