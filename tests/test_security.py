@@ -6,9 +6,15 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import pickle
 import re
 import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,11 +22,17 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from notebook_maker import Sequence, write_notebook
 
-from d3s2.core.errors import D3S2Error
+from d3s2.core.errors import D3S2Error, printable
 from d3s2.core.files import load_npz
+from d3s2.core.machine import peak_memory
 from d3s2.core.places import EMBEDDED_WEIGHTS
+from d3s2.data.opening import open_dataset
 from d3s2.models.load import load_generator, load_proxy
+from d3s2.models.mmseg_proxy import read_checkpoint
+from d3s2.runs.config import resolve
+from d3s2.runs.notebooks import publish, read_chapters
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "d3s2").rglob("*.py"), *(ROOT / "notebooks").rglob("*.ipynb")])
@@ -244,3 +256,144 @@ def test_pickled_weights_are_refused(
     with pytest.raises(OSError, match="safetensors"):
         load(tmp_path / top)
     assert not (tmp_path / "caught").exists()
+
+
+# ------------------------------------------------------------------------ a stranger's run, by hand
+def hostile_run(folder: Path) -> Path:
+    """A run folder whose notebook, modules and report would make `caught` if they could."""
+    trap = f"open({str(folder / 'caught')!r}, 'w')"
+    shown = nbformat.v4.new_output("stream", name="stdout", text="\x1b]0;owned\x07")
+    cells = [
+        nbformat.v4.new_code_cell("seed = 0", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(f"{trap}\n%run trap.py", execution_count=1, outputs=[shown]),
+    ]
+    cells[0].execution_count = 1
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata = {"kernelspec": {"name": "x; touch caught", "display_name": trap}}
+    (folder / "executed").mkdir(parents=True)
+    nbformat.write(notebook, folder / "executed" / "00_start.ipynb")
+    (folder / "report").mkdir()
+    (folder / "report" / "results.md").write_text("| d3s2 | 99.0 ± 1 |\n\x1b]0;owned\x07\x9b31m\n")
+    for name in ("json", "numpy", "torch", "d3s2", "sitecustomize"):
+        (folder / f"{name}.py").write_text(trap)
+    return folder
+
+
+@pytest.mark.processes
+def test_a_strangers_run_is_read_and_published_and_runs_nothing(tmp_path: Path) -> None:
+    folder = hostile_run(tmp_path / "theirs")
+    for words in (
+        ["results", "--run-dir", str(folder)],
+        ["publish", str(folder), "--to", str(tmp_path / "out")],
+        ["check", "--run-dir", str(folder)],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "d3s2.runs.cli", *words],
+            cwd=folder,
+            env=os.environ | {"D3S2_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0 or words[0] == "check", done.stderr
+        assert not set("\x1b\x07\x9b") & set(done.stdout + done.stderr)
+        if words[0] == "results":
+            assert "99.0 ± 1" in done.stdout and "\\x1b]0;owned\\x07\\x9b31m" in done.stdout
+    assert read_chapters(folder / "executed")[0].parameters == ("seed",)
+    assert not (folder / "caught").exists()
+
+
+@pytest.mark.processes
+def test_a_run_imports_no_module_of_its_folder(tmp_path: Path) -> None:
+    sequence = Sequence(tmp_path)
+    hostile_run(sequence.run_dir)
+    assert sequence.run() == ["00", "01", "02"]
+    assert not (sequence.run_dir / "caught").exists()
+
+
+def test_other_cells_are_not_published_over_ours(tmp_path: Path) -> None:
+    executed = hostile_run(tmp_path / "theirs") / "executed" / "00_start.ipynb"
+    ours = write_notebook(tmp_path / "notebooks" / "00_start.ipynb", "print('mine')")
+    before = ours.read_bytes()
+    with pytest.raises(D3S2Error, match=r"00_start\.ipynb has other cells than .*run it again"):
+        publish(executed, ours)
+    assert ours.read_bytes() == before
+
+
+# ----------------------------------------------------------------------------- what is made to harm
+def array_of(shape: str, body: bytes = b"") -> bytes:
+    """A .npy whose header announces a shape."""
+    head = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    head += b" " * (63 - (len(head) + 10) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + body
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["(1000000000000,)", "(-5,)", "(" * 3000, "(__import__('os').mknod('caught'),)", "(9,)"],
+)
+def test_an_array_that_announces_more_than_there_is(
+    tmp_path: Path, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("in.npz", "w") as archive:
+        archive.writestr("counts.npy", array_of(shape, bytes(16)))
+    with pytest.raises(D3S2Error, match=r"cannot read in\.npz"):
+        load_npz(Path("in.npz"), ["counts"])
+    assert not Path("caught").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1]", '"x"', "[" * 100_000, '{"settings": [1]}', '{"settings": {"seed": [1]}}', "9" * 5000],
+)
+def test_a_strangers_record_of_a_run_is_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(D3S2Error):
+        resolve({"run_dir": str(tmp_path)})
+
+
+BOMBS = {
+    "many pixels": (60_000, 60_000, b""),
+    "all pixels": (2**31 - 1, 2**31 - 1, b""),
+    "a long text": (8, 8, ("zTXt", 10**8)),
+    "a long profile": (8, 8, ("iCCP", 10**8)),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_picture_that_swells_is_refused(tmp_path: Path, name: str) -> None:
+    """The file is small, what it announces is not; little memory is taken."""
+    width, height, text = BOMBS[name]
+    chunks = [("IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))]
+    if text:
+        chunks.append((text[0], b"a\0\0" + zlib.compress(bytes(text[1]))))
+    chunks += [("IDAT", zlib.compress(bytes(1000))), ("IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in chunks:
+        content += struct.pack(">I", len(body)) + kind.encode() + body
+        content += struct.pack(">I", zlib.crc32(kind.encode() + body))
+    for part in ("images", "labels"):
+        (tmp_path / "train" / part).mkdir(parents=True)
+        (tmp_path / "train" / part / "a.png").write_bytes(content)
+    (tmp_path / "classes.csv").write_text("id,name,red,green,blue\n0,sky,1,2,3\n")
+    data = open_dataset("folder", tmp_path, "train")
+    before = peak_memory()
+    for read in (data.read_image, data.read_labels):
+        with pytest.raises(D3S2Error, match=r"cannot read .*(bomb|too large)"):
+            read(0)
+    assert peak_memory() < before + 200
+
+
+@pytest.mark.parametrize("header", [2**63, 2**40, 0, 10])
+def test_safetensors_of_a_wrong_header_are_a_sentence(tmp_path: Path, header: int) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", header) + b'{"a":{"dtype":"F32","shape":[9]}}')
+    with pytest.raises(D3S2Error, match="cannot be read safely"):
+        read_checkpoint(path)
+
+
+def test_what_could_command_a_terminal_is_written_out() -> None:
+    assert printable("a\x1b[2J\r\u202eb\u009b\n\tü ± \udcff") == (
+        "a\\x1b[2J\\r\\u202eb\\x9b\n\tü ± \\udcff"
+    )

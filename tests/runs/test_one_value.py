@@ -29,6 +29,10 @@ BEGIN = """
 from d3s2.runs.run import open_run
 settings = open_run(globals(), begin=True).settings
 """
+BOMB = "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)
+)
+"""YAML of a few lines, in which the last list has a million items."""
 NAMES = ("00_start", "01_first", "02_second")
 
 
@@ -190,6 +194,14 @@ def test_lists_in_a_file_are_a_sweeps_grid(tmp_path: Path) -> None:
         ("", "must hold lines such as"),
         ("seed: [1", "no YAML that can be read"),
         ("seed: !!python/object/apply:os.system [ls]", "no YAML that can be read"),
+        ("seed: !!python/name:os.system", "no YAML that can be read"),
+        ("a: &a [1]\n" + BOMB, "it has an alias"),
+        ("seed: " + "9" * 5000, "no YAML that can be read"),
+        ("seed: 2023-13-45", "no YAML that can be read"),
+        ("seed: !!timestamp x", "no YAML that can be read"),
+        ("seed: " + "[" * 1500, "no YAML that can be read"),
+        ("negative_prompt: " + "x" * 200_000, "more than 100000 letters"),
+        ("device: " + "x" * 5000, "xxx...xxx"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_a_sentence_that_names_it(
@@ -199,6 +211,7 @@ def test_what_is_wrong_with_a_file_is_a_sentence_that_names_it(
     with pytest.raises(D3S2Error) as caught:
         read_parameters(path)
     assert str(path) in str(caught.value) and words in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
