@@ -207,6 +207,8 @@ def test_an_unknown_score_and_one_that_the_judge_does_not_give_are_refused():
     assert str(caught.value) == (
         "score is 'proxy_agreement', but the judge gives red, feature_loss: choose one of them."
     )
+    with pytest.raises(ValueError, match="shorter"):  # a judge that left an image out
+        best([{"feature_loss": [1.0, 2.0]}, {"feature_loss": [1.0]}], "feature_loss")
 
 
 # ------------------------------------------------------------- the verdict, from its definitions

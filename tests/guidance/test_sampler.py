@@ -1,7 +1,7 @@
 """The sampler against closed forms, diffusers' own scheduler and finite differences.
 
 What must hold of guidance, and where it is tested (L: test_losses.py, P: test_painting.py, Q:
-test_quality.py):
+test_quality.py, F: test_sampler_formulas.py):
 
 [x] lambda 0, no losses or an empty window: bit-identical to unguided
 [x] the loop is diffusers' DDIM, for eta from 0 to 1, given the same noise
@@ -20,12 +20,14 @@ test_quality.py):
     byte of the PNG (P)
 [x] losses in float32 whatever the network's precision; what is not finite is named with loss, step
     and image
+[x] F: every step of a run, whatever the settings, is what numpy makes of the sampler's text; a run
+    stays on its device, and the network gets its own precision
 [x] L: permutation inside a class, relabelling, ignored pixels; the feature loss is 0 for the real
     set itself, also as a set; one class everywhere is plain mean and deviation matching; constant
     features have no variance
 [x] P: an interrupted run gives the same bytes, in the set scope too; losses, judge and start noise
     that are handed in are those that count
-[x] Q: nothing is counted with a mask for every class
+[x] Q: nothing is counted with a mask for every class; what is not a number never wins
 [ ] DPS, FreeDoM, backward guidance and batch-norm matching have identities of their own; they are
     not built
 """
