@@ -291,8 +291,7 @@ def feature_matching(
     """
     chosen = _chosen_layers(len(features), targets, layers)
     areas = labels if isinstance(labels, ClassAreas) else ClassAreas(labels, len(targets.mean[0]))
-    kind = _precise(features[0]).dtype
-    total = torch.zeros(len(areas.labels), device=areas.labels.device, dtype=kind)
+    losses = []
     for layer in chosen:
         feature = _precise(features[layer])
         n, weights = areas.at(feature)
@@ -301,8 +300,8 @@ def feature_matching(
             mean, variance = memory.join(layer, n, mean, variance)
         distance = targets.distance(layer, mean, variance, kappa, eps)
         present = ((n >= min_area) & targets.known[layer]).to(feature.dtype)
-        total = total + (distance * present).sum(1) / present.sum(1).clamp(min=1)
-    return total / len(chosen)
+        losses.append((distance * present).sum(1) / present.sum(1).clamp(min=1))
+    return sum(losses) / len(losses)
 
 
 def _chosen_layers(

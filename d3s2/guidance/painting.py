@@ -223,8 +223,6 @@ def synthesise(
     indices = [int(i) for i in indices]
     _check(painter.generator, dataset, indices)
     write_classes(folder / "classes.csv", dataset.classes)
-    for part in ("train/images", "train/labels", "records"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
     limits = None
     if recipe.ignore_margin:
         limits = kept_class_losses(painter.proxy, dataset, folder / "class_losses.json")
