@@ -62,7 +62,7 @@ def sources(*modules: str) -> dict[str, str]:
     waiting = ["d3s2." + name.removeprefix("d3s2.") for name in modules]
     while waiting:
         name = waiting.pop()
-        if name in found or name == "d3s2":
+        if name in found:
             continue
         path = _source_file(name)
         if path is None:
