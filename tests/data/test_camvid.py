@@ -34,6 +34,7 @@ def test_eleven_ids_are_classes_and_the_twelfth_is_void(root: Path) -> None:
     small = open_camvid(str(root), "val", (6, 4))
     assert small.size == (6, 4) and small.read_labels(0).shape == (6, 4)
     assert data.code.to_train == (*range(11), IGNORE, *[-1] * 243, IGNORE)
+    assert data.code.colors == {}
 
 
 def test_another_id_is_a_sentence(root: Path) -> None:

@@ -430,7 +430,7 @@ def test_what_is_told_is_left_out_and_the_rest_is_opened(root: Path) -> None:
     """Every fault is told once, and none hides the lines and files after it."""
     for name in ("c.bmp", "c.png", "c.tiff", "d.png", "e.webp"):
         (root / "train/images" / name).write_text("no picture")
-    for name in ("d.PNG", "e.jpg", "f.png", "g.png"):
+    for name in ("d.PNG", "e.jpg", "f.png", "g.PNG", "g.png"):
         (root / "train/labels" / name).write_text("no picture")
     lines = ["300,x,1,1,1", "3,y,2,2,2", "4,tree,3,3,3", "5,,4,4,4", "6,grass,5,5,5"]
     append("\n".join(lines))(root)
@@ -448,6 +448,7 @@ def test_what_is_told_is_left_out_and_the_rest_is_opened(root: Path) -> None:
     assert said[3:] == [
         "train/images/c.png and c.bmp have the same id 'c': keep one of them.",
         "train/images/c.tiff and c.bmp have the same id 'c': keep one of them.",
+        "train/labels/g.png and g.PNG have the same id 'g': keep one of them.",
         "image train/images/c.bmp has no mask (2 such): add train/labels/c.png or take the image "
         "away.",
         "mask train/labels/f.png has no image (2 such): add train/images/f.png (or .jpg) or take "
