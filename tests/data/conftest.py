@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import pytest
 
@@ -13,6 +14,9 @@ VERSION = functools.cache(code_version)
 
 
 @pytest.fixture(autouse=True)
-def version_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sources are read once: they do not change while the tests run."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sources are read once, as they do not change while the tests run, and nobody waits until
+    all that this machine has to write is on its disks.
+    """
     monkeypatch.setattr(splits, "code_version", VERSION)
+    monkeypatch.setattr(os, "sync", lambda: None)

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from d3s2.core import hashes
-from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, hash_files, read_json
 from d3s2.data import folder, scenes, splits
@@ -292,7 +291,7 @@ def test_the_folders_name_is_a_digest_of_all_that_decides(wanted: Wanted, tmp_pa
     train, val = open_splits(wanted, progress=False)
     sources = [open_dataset("folder", wanted.data_root, name, (16, 24)) for name in splits.SPLITS]
     prints = [source.fingerprint() for source in sources]
-    decides = digest([code_version("data.dataset"), *prints])
+    decides = digest([splits.code_version("data.dataset"), *prints])
     assert prepared(tmp_path).name == f"folder-16x24-{decides[:8]}"
     assert (train.name, train.ids, val.ids) == ("folder", ("a", "bb"), ("ccc",))
     for source, found in zip(sources, (train, val), strict=True):
@@ -312,7 +311,7 @@ def test_scenes_are_those_of_one_seed_as_many_as_asked_for(
     opened = open_splits(Wanted("scenes", "", "64x64", 0, 0), progress=False)
     assert [len(data) for data in opened] == [3, 2]
     name = prepared(tmp_path).name
-    assert name == f"scenes-{digest([code_version('data.scenes'), 3, [3, 2]])[:8]}"
+    assert name == f"scenes-{digest([splits.code_version('data.scenes'), 3, [3, 2]])[:8]}"
     for data in opened:
         assert data.class_names == tuple(scenes.CLASSES) and data.name == "scenes"
         for index in range(len(data)):
