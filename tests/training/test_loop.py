@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -278,7 +279,7 @@ def train_noisy(folder: Path, checkpoint: Path | None, parts: int, stop: int = -
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_broken_training_is_the_rest_of_the_unbroken_one(tmp_path, parts):
+def test_a_broken_training_is_the_rest_of_the_unbroken_one(tmp_path, parts, monkeypatch):
     """In one process: weights, losses, rates and steps, after a break at the seventh or eighth."""
     whole, curve, unbroken, _ = train_noisy(tmp_path / "whole", None, parts)
     assert unbroken.heard == [
@@ -290,21 +291,33 @@ def test_a_broken_training_is_the_rest_of_the_unbroken_one(tmp_path, parts):
         "after",
     ]
     assert [step for step, _ in curve] == [4, 8, 9]
-    checkpoint = tmp_path / "kept.pt"
+    checkpoint, begun, drawn = tmp_path / "kept.pt", time.perf_counter(), []
+    monkeypatch.setattr(
+        loop_module,
+        "set_random_state",
+        lambda state, *place: (drawn.append(place), set_random_state(state, *place)),
+    )
     for stop, last in ((2, None), (4, 3), (8, 6)):
         before = torch.load(checkpoint)["seconds"] if checkpoint.exists() else 0
         train_noisy(tmp_path / f"broken-{stop}", checkpoint, parts, stop)
         assert checkpoint.is_file() == (last is not None)
         if last:
             kept = torch.load(checkpoint, weights_only=True)
-            assert kept["iteration"] == last and kept["seconds"] > before
+            assert kept["iteration"] == last
+            assert before < kept["seconds"] < time.perf_counter() - begun
     weights, rest, watch, loop = train_noisy(tmp_path / "end", checkpoint, parts)
     assert watch.heard == ["before", "before epoch", 6, 7, 8, "evaluated", "after epoch", "after"]
     assert rest == curve and watch.rates == unbroken.rates[6:]
     for name, value in whole.items():
         assert torch.equal(weights[name], value), name
     assert loop.seconds_before == kept["seconds"]
+    assert drawn == [(5, 3), (5, 6)]  # the seed and the step, of which other processes make theirs
     assert torch.load(checkpoint)["iteration"] == 6  # none at the end: the result is written then
+
+
+def test_what_is_not_said_is_no_checkpoint_every_500_steps_and_one_part(tmp_path):
+    loop = runner_of(tmp_path, Mean(), Noisy(), {"max_iters": 1}).train_loop
+    assert (loop.checkpoint, loop.every, loop.parts, loop.seconds_before) == (None, 500, 1, 0.0)
 
 
 def test_the_other_processes_write_no_checkpoint(tmp_path, monkeypatch):
@@ -352,9 +365,10 @@ def test_the_random_state_of_a_gpu_comes_back(monkeypatch):
 def test_after_a_break_each_of_several_processes_draws_numbers_of_its_own(monkeypatch):
     state, drawn = random_state(), {}
     for place in itertools.product((0, 1), (500, 1000), (0, 1, 2)):
-        for _ in range(2):
+        for processes in (2, 3):  # of the same place, the same
             seed, iteration, rank = place
-            monkeypatch.setattr(loop_module, "get_dist_info", lambda rank=rank: (rank, 3))
+            info = (rank, processes)
+            monkeypatch.setattr(loop_module, "get_dist_info", lambda info=info: info)
             set_random_state(state, seed, iteration)
             drawn.setdefault(place, []).append(draw())
     assert all(first == again for first, again in drawn.values())
