@@ -167,6 +167,25 @@ def test_a_damaged_checkpoint_is_not_taken(tmp_path):
     assert line.endswith("): the training begins anew")
 
 
+class Stranger:
+    """What runs when it is read as a pickle."""
+
+    def __init__(self, place: Path):
+        self.place = place
+
+    def __reduce__(self):
+        return Path.touch, (self.place,)
+
+
+def test_a_checkpoint_of_a_stranger_runs_nothing(tmp_path):
+    torch.save({"iteration": Stranger(tmp_path / "ran")}, tmp_path / "strange.pt")
+    whole = trained_mean(tmp_path / "whole")
+    anew = trained_mean(tmp_path / "anew", checkpoint=str(tmp_path / "strange.pt"))
+    assert torch.equal(whole, anew) and not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "strange.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()  # it would have
+
+
 def start_of_mean() -> torch.Tensor:
     torch.manual_seed(0)
     return Mean().line.weight.detach()
