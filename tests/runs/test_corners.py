@@ -112,7 +112,7 @@ MOST = {
     "data_format": "folder", "image_size": "16x40", "train_images": 0, "val_images": 0,
     "seed": 2**31 - 1, "threads": 1024, "device": "auto", "jobs": 1024, "proxy_iterations": 7,
     "generator_iterations": 6, "feature_images": 10**9, "budget": 1.0, "beta": 1, "delta": 1000,
-    "presence_threshold": 1, "steps": 8, "cfg_scale": 50, "lambda_seg": 1000, "lambda_feat": 1000,
+    "presence_threshold": 1, "steps": 4, "cfg_scale": 50, "lambda_seg": 1000, "lambda_feat": 1000,
     "window_start": 0, "window_end": 1, "jacobian": "full", "sampling_batch": 1024,
     "iterations": 2, "batch_size": 6, "train_seeds": 2, "full_iterations": 3,
     "out_of_memory": "halve", "control_scale": 2, "checkpointing": 1, "vae_memory": "tiling",
