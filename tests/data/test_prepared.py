@@ -363,7 +363,7 @@ def test_a_person_at_a_terminal_sees_how_far_it_is(
         monkeypatch.setenv("D3S2_HOME", str(tmp_path / f"home-{progress}"))
         monkeypatch.setattr(sys, "stderr", Terminal())
         for data in (wanted, drawn):
-            open_splits(data, progress)
+            open_splits(data, *([] if progress else [False]))  # shown unless asked not to
         said = sys.stderr.getvalue()
         folder = next((tmp_path / f"home-{progress}" / "data").glob("folder-*"))
         for label, count in (("train", 2), ("val", 1)):
@@ -371,6 +371,8 @@ def test_a_person_at_a_terminal_sees_how_far_it_is(
                 assert (re.search(f"{line}: 100%.* {count}/{count} ", said) is not None) == progress
         assert re.search("reading files: +0%.* 0/4 ", said)
         assert said.endswith("\r")  # the last bar is wiped out
+    materialise(open_dataset("folder", wanted.data_root, "train"), tmp_path / "out")
+    assert "writing out/train: 100%" in sys.stderr.getvalue()
 
 
 def test_what_a_preparation_writes_is_not_foreign(tmp_path: Path) -> None:
