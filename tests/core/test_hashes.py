@@ -193,6 +193,10 @@ def test_a_person_at_a_terminal_sees_how_far_it_is(
         said = sys.stderr.getvalue()
         assert ("\rreading files:   0%|" in said and " 0/3 " in said) == (delay == 0)
         assert not said.strip("\r ") or said.endswith("\r")  # wiped out at the end
+    monkeypatch.setattr(hashes, "LONG_AFTER", 0)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # a log
+    remembered_hashes(tmp_path / "cache", files)
+    assert sys.stderr.getvalue() == ""
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
