@@ -101,7 +101,7 @@ def _write_tokenizer(folder: Path) -> int:
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(numbered))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS, use_safetensors=True)
     tokenizer.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(numbered))  # real models ship these as well
     (folder / "merges.txt").write_text("#version: 0.2\n")

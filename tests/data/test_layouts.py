@@ -192,18 +192,20 @@ REFUSED = "has pixel format {}: save it as 8-bit ids (grey or indexed) or RGB co
 MASK = "{root}/train/labels/a.png"
 IMAGE = "{root}/train/images/a.png"
 
+UNEVEN = "16-bit I;16, not all values 257 times one of 8 bits"
+DAMAGED = "the file is damaged or of a kind that is not read here, save or copy it again."
 BAD_PIXELS = [
     Bad(
         "mask with an unknown id",
         write_mask(np.arange(48, dtype=np.uint8).reshape(6, 8) + 40),
-        f"mask {MASK} holds id 40, 41, 42, 43, 44, which classes.csv does not list: add the class "
-        "there, or write 255 (ignore) in the mask.",
+        f"mask {MASK} holds id 40, 41, 42, 43, 44 and 43 more, which classes.csv does not list: "
+        "add the class there, or write 255 (ignore) in the mask.",
     ),
     Bad(
         "mask with an unknown colour",
         write_mask(np.full((6, 8, 3), (77, 78, 79), np.uint8)),
-        f"mask {MASK} holds colour (77, 78, 79) (one of 1 unknown), which classes.csv does not "
-        "list: add the colour there; and save masks as PNG, since JPEG changes colours.",
+        f"mask {MASK} holds colour (77, 78, 79), which classes.csv does not list: add the colour "
+        "there.",
     ),
     Bad(
         "image and mask of different sizes",
@@ -211,9 +213,9 @@ BAD_PIXELS = [
         f"{MASK} is 8x5 pixels but its image a.png is 8x6: save both at one size.",
     ),
     Bad(
-        "mask in pixel format 16-bit I;16",
+        f"mask in pixel format {UNEVEN}",
         write_mask(np.full((6, 8), 3, np.uint16)),
-        f"mask {MASK} {REFUSED.format('16-bit I;16')}",
+        f"mask {MASK} {REFUSED.format(UNEVEN)}",
     ),
     Bad(
         "mask in pixel format RGBA with transparency",
@@ -226,9 +228,9 @@ BAD_PIXELS = [
         f"mask {MASK} {REFUSED.format('LA with transparency')}",
     ),
     Bad(
-        "mask in pixel format 1",
+        "mask in pixel format 1-bit black and white",
         lambda root: Image.new("1", (8, 6)).save(root / "train/labels/a.png"),
-        f"mask {MASK} {REFUSED.format('1')}",
+        f"mask {MASK} {REFUSED.format('1-bit black and white')}",
     ),
     Bad(
         "mask in pixel format 4-bit greyscale",
@@ -238,14 +240,12 @@ BAD_PIXELS = [
     Bad(
         "damaged mask",
         truncate("train/labels/a.png"),
-        f"cannot read mask {MASK} (image file is truncated): the file is damaged, save or copy it "
-        "again.",
+        f"cannot read mask {MASK} (image file is truncated): {DAMAGED}",
     ),
     Bad(
         "damaged mask",
         lambda root: (root / "train/labels/a.png").write_text("hello"),
-        f"cannot read mask {MASK} (cannot identify image file '{MASK}'): the file is damaged, save "
-        "or copy it again.",
+        f"cannot read mask {MASK} (cannot identify image file '{MASK}'): {DAMAGED}",
     ),
     Bad(
         "gone",
@@ -257,8 +257,7 @@ BAD_IMAGES = [
     Bad(
         "damaged image",
         truncate("train/images/a.png"),
-        f"cannot read image {IMAGE} (image file is truncated): the file is damaged, save or copy "
-        "it again.",
+        f"cannot read image {IMAGE} (image file is truncated): {DAMAGED}",
     ),
     Bad(
         "image in pixel format RGBA with transparency",
@@ -267,9 +266,9 @@ BAD_IMAGES = [
         "greyscale.",
     ),
     Bad(
-        "image in pixel format 16-bit I;16",
+        f"image in pixel format {UNEVEN}",
         lambda root: save(root / "train/images/a.png", np.full((6, 8), 300, np.uint16)),
-        f"image {IMAGE} has pixel format 16-bit I;16: save it as 8-bit RGB or greyscale.",
+        f"image {IMAGE} has pixel format {UNEVEN}: save it as 8-bit RGB or greyscale.",
     ),
     Bad(
         "gone",
@@ -323,10 +322,13 @@ def again(what: str) -> str:
     )
 
 
-def number(column: str, text: str) -> str:
+MOST = " (masks hold 8 bits a pixel: 255 classes at most)"
+
+
+def number(column: str, text: str, why: str = "") -> str:
     return (
         f"{{root}}/classes.csv line 5: {column} is {text!r}, it must be a whole number from 0 to "
-        "255."
+        f"255{why}."
     )
 
 
@@ -369,8 +371,8 @@ BAD_LAYOUT = [
     (append("4,sky,1,1,1"), again("name 'sky'")),
     (append("4,tree,10,20,30"), again("colour (10, 20, 30)")),
     (append("255,tree,1,1,1"), again("id 255")),
-    (append("256,tree,1,1,1"), number("id", "256")),
-    (append("-1,tree,1,1,1"), number("id", "-1")),
+    (append("256,tree,1,1,1"), number("id", "256", MOST)),
+    (append("-1,tree,1,1,1"), number("id", "-1", MOST)),
     (append("4,tree,x,1,1"), number("red", "x")),
     (append("4,tree,1,1.5,1"), number("green", "1.5")),
     (append("4,tree,1,1"), number("blue", "")),
@@ -381,7 +383,8 @@ BAD_LAYOUT = [
     ),
     (
         lambda root: (root / "train/images").rename(root / "train/pictures"),
-        "folder {root}/train/images does not exist: check data_root and the layout of the data.",
+        "folder {root}/train/images does not exist: check data_root and the layout of the data. "
+        "{root}/train holds the folders labels, pictures.",
     ),
 ]
 
@@ -436,12 +439,18 @@ def test_what_is_told_is_left_out_and_the_rest_is_opened(root: Path) -> None:
     append("\n".join(lines))(root)
     told: list[D3S2Error] = []
     data = open_dataset("folder", root, "train", tell=told.append)
-    assert data.ids == ("a", "b", "d") and data.class_names == ("sky", "road", "tree", "grass")
+    assert data.ids == ("a", "b", "d") and data.class_names == (
+        "sky",
+        "road",
+        "tree",
+        "line 8",
+        "grass",
+    )
     assert [path.name for path in data.image_paths] == ["a.png", "b.png", "d.png"]
     assert [path.name for path in data.label_paths] == ["a.png", "b.png", "d.PNG"]
     said = [str(error).replace(f"{root}/", "") for error in told]
     assert said[:3] == [
-        number("id", "300").replace("{root}/", ""),
+        number("id", "300", MOST).replace("{root}/", ""),
         again("id 3").replace("{root}/", "").replace("line 5", "line 6"),
         "classes.csv line 8: the class has no name, write one in the column 'name'.",
     ]
@@ -450,7 +459,8 @@ def test_what_is_told_is_left_out_and_the_rest_is_opened(root: Path) -> None:
         "train/images/c.tiff and c.bmp have the same id 'c': keep one of them.",
         "train/labels/g.png and g.PNG have the same id 'g': keep one of them.",
         "image train/images/c.bmp has no mask (2 such): add train/labels/c.png or take the image "
-        "away.",
+        "away. There is 'e.jpg': the names must be the same, letter by letter, and a mask be a "
+        ".png.",
         "mask train/labels/f.png has no image (2 such): add train/images/f.png (or .jpg) or take "
         "the mask away.",
     ]

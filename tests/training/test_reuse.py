@@ -227,7 +227,7 @@ class AtOnce(side_by_side._Training):
 
     trained: ClassVar[list[str]] = []
 
-    def __init__(self, job, core):
+    def __init__(self, job, core, key):
         self.trained.append(job.name)
         self.job, self.folder, self.logs = job, Path(job.work_dir), Path(job.work_dir) / "logs"
         self.process = type("Process", (), {"returncode": 0, "poll": lambda self: 0})()
