@@ -213,7 +213,7 @@ def _changes(path: Path, names: list[str]) -> dict[str, str]:
     for name in names:
         broken = name.rpartition(".")[2]
         original = f"{broken.rpartition('__mutmut_')[0]}__mutmut_orig"
-        pair = (bodies[original][1:], bodies[broken][1:])
+        pair = [[line.replace(it, "f") for line in bodies[it]] for it in (original, broken)]
         diff = [line for line in difflib.ndiff(*pair) if line[:2] in ("- ", "+ ")]
         old = " ".join(line[2:].strip() for line in diff if line[0] == "-")
         new = " ".join(line[2:].strip() for line in diff if line[0] == "+")

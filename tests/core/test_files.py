@@ -19,11 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from d3s2.core.errors import D3S2Error
+from d3s2.core.errors import D3S2Error, DiskFull
 from d3s2.core.files import (
     atomic_path,
     digest,
     explain,
+    explained,
     hash_files,
     load_npz,
     read_json,
@@ -425,3 +426,41 @@ def test_digests_are_those_of_the_bytes(tmp_path: Path) -> None:
     value = {"b": None, "a": (1, "ö", {"d": 0.5, "c": True})}
     text = rb'{"a":[1,"\u00f6",{"c":true,"d":0.5}],"b":null}'
     assert digest(value) == hashlib.sha256(text).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "full"),
+    [
+        (RuntimeError("I/O error: No space left on device (os error 28)"), None, True),
+        (RuntimeError("unexpected pos 64"), errno.ENOSPC, True),
+        (RuntimeError("unexpected pos 64"), errno.EDQUOT, True),
+        (RuntimeError("unexpected pos 64"), errno.EACCES, False),
+        (RuntimeError("unexpected pos 64"), None, False),
+    ],
+)
+def test_a_full_disk_is_seen_behind_another_librarys_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    number: int | None,
+    full: bool,
+) -> None:
+    """number: what the disk answers to whoever writes 64 KB."""
+    asked: list[tuple[Path, int]] = []
+
+    def write(path: Path, content: bytes) -> int:
+        asked.append((path.parent, len(content)))
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+        return len(content)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(DiskFull if full else RuntimeError) as caught, explained(tmp_path / "a.pt"):
+        raise error
+    assert isinstance(caught.value, DiskFull) == full
+    assert set(asked) <= {(tmp_path, 2**16)}
+    if full:
+        assert str(caught.value) == (
+            f"The disk is full: {tmp_path / 'a.pt'} could not be written. Free some space, then "
+            "run the same again."
+        )

@@ -17,7 +17,7 @@ import pytest
 from d3s2.core.code_version import code_version, library_versions
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import atomic_path, digest, read_json
-from d3s2.runs import stages
+from d3s2.runs import locks, stages
 from d3s2.runs.stages import STAGE_LOG, Stage, run_lock, supersede, verify
 
 
@@ -568,3 +568,30 @@ def test_a_lock_in_no_place_names_the_folder(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path}/file cannot be written (File exists): choose another folder with run_dir."
     )
+
+
+def test_a_stage_made_from_another_input_is_refused(tmp_path: Path) -> None:
+    first = finish(Stage(tmp_path, "statistics", {"value": 1}, modules=["core.errors"]))
+    finish(make_stage(tmp_path, inputs=[first]))
+    assert Stage.find(tmp_path, "selection").name == "selection"
+    other = Stage(tmp_path, "statistics", {"value": 2}, modules=["core.errors"])
+    other.begin()
+    sentence = (
+        "The stage 'selection' was made from another 'statistics' than the one in "
+        f"{tmp_path}: run notebook 02_mask_selection first again, or all with d3s2 run."
+    )
+    for end in (lambda: None, other.finish):  # while it is made, and once it is there
+        end()
+        with pytest.raises(D3S2Error) as caught:
+            Stage.find(tmp_path, "selection")
+        assert str(caught.value) == sentence
+    supersede(tmp_path, "statistics")
+    assert Stage.find(tmp_path, "selection").name == "selection"  # nothing speaks against it
+
+
+def test_a_finished_stage_is_given_back_to_others(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    stage.begin()
+    assert str(tmp_path / locks.WRITER) in locks._written
+    stage.finish()
+    assert str(tmp_path / locks.WRITER) not in locks._written

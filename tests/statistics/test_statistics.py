@@ -568,3 +568,11 @@ def test_what_is_counted_are_integers_of_64_bits_here_and_on_disk(
     assert kinds.pop("ids") == np.dtype("<U1")
     assert set(kinds) == {"data", "indices", "indptr", "valid", "shape"}
     assert set(kinds.values()) == {np.dtype(np.int64)}
+
+
+def test_a_data_set_without_images_has_no_pixels(small: SegmentationDataset) -> None:
+    counts = count_pixels(small.subset([]))
+    assert counts.counts.shape == (0, small.num_classes) and counts.ids == ()
+    assert counts.counts.dtype == np.int64
+    assert counts.valid.shape == (0,) and counts.valid.dtype == np.int64
+    assert counts.pixel_counts().tolist() == [0] * small.num_classes
