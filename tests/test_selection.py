@@ -422,7 +422,8 @@ def test_a_class_without_weight_pulls_nothing() -> None:
 def test_two_masks_are_enough_for_a_warning_that_names_the_callers_line() -> None:
     with pytest.warns(UserWarning, match=r"all 2 masks .* such as 0\.2") as told:
         assert budget_size(1.0, 2) == 2
-    assert told[0].filename == __file__
+    # `make mutants` puts a call of its own between a function and whoever calls it
+    assert told[0].filename == __file__ or "mutmut" in told[0].filename
 
 
 @pytest.mark.parametrize(
