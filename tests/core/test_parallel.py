@@ -272,9 +272,8 @@ def test_statistics_and_images_have_the_same_bytes_for_every_number_of_workers(
 ) -> None:
     torch.set_num_threads(1)
     alone = work(scenes, tmp_path / "alone")
-    assert (
-        len(alone) == 2 + 3 * 4 + 2
-    )  # both statistics; image, labels and record of four; classes and card
+    # both statistics; image, labels and record of four; classes, card and table of the set
+    assert len(alone) == 2 + 3 * 4 + 3
     for workers in (1, 2, 3) if os.environ.get("D3S2_THOROUGH") else (2,):
         (tmp_path / str(workers)).mkdir()
         with cluster(tmp_path / str(workers), workers) as made:

@@ -103,7 +103,9 @@ def test_a_full_disk_is_a_sentence_for_each_kind_of_file(
     torch.manual_seed(0)
     KINDS[kind](elsewhere)
     wanted = files_below(elsewhere)
-    earlier = {} if kind == "half weights" else dict.fromkeys(wanted, b"earlier")
+    before = nbformat.writes(new_notebook(cells=[new_code_cell("print(noise)")])).encode()
+    content = before if kind == "published notebook" else b"earlier"
+    earlier = {} if kind == "half weights" else dict.fromkeys(wanted, content)
     for name, content in earlier.items():
         (here / name).write_bytes(content)
     with only(small_disk, free_kb):
