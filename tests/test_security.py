@@ -33,6 +33,7 @@ from d3s2.models.load import load_generator, load_proxy
 from d3s2.models.mmseg_proxy import read_checkpoint
 from d3s2.runs.config import resolve
 from d3s2.runs.notebooks import publish, read_chapters
+from d3s2.runs.stages import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "d3s2").rglob("*.py"), *(ROOT / "notebooks").rglob("*.ipynb")])
@@ -276,8 +277,10 @@ def hostile_run(folder: Path) -> Path:
     notebook.metadata = {"kernelspec": {"name": "x; touch caught", "display_name": trap}}
     (folder / "executed").mkdir(parents=True)
     nbformat.write(notebook, folder / "executed" / "00_start.ipynb")
-    (folder / "report").mkdir()
-    (folder / "report" / "results.md").write_text("| d3s2 | 99.0 ± 1 |\n\x1b]0;owned\x07\x9b31m\n")
+    report = Stage(folder, "report", {})
+    text = "| d3s2 | 99.0 ± 1 |\n\x1b]0;owned\x07\x9b31m\n"
+    (report.begin() / "results.md").write_text(text)
+    report.finish()
     for name in ("json", "numpy", "torch", "d3s2", "sitecustomize"):
         (folder / f"{name}.py").write_text(trap)
     return folder
