@@ -145,23 +145,32 @@ def class_moments(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tens
     return n, *_weighted_moments(features, weights)
 
 
-def _weighted_moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, variance) float[B, C, D] of features [B, D, h, w] under weights [B, h * w, C]."""
+def _weighted_moments(
+    features: Tensor, weights: Tensor, center: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(mean, variance) float[B, C, D] of features [B, D, h, w] under weights [B, h * w, C].
+
+    center: float[D]; squares are taken about it, since E[x^2] - E[x]^2 cancels far from zero.
+    """
     # Features stand at the left: with the pixels first, a batch of one got a wrong gradient through
     # the proxy at noisy images (PyTorch 2.13 on a CPU; a test watches it).
-    flat = features.flatten(2)
-    # Squares are taken about the image's own mean: far from zero, E[x^2] - E[x]^2 cancels.
-    center = flat.detach().mean(2, keepdim=True)
-    flat = flat - center
+    center = torch.as_tensor(center, device=features.device, dtype=features.dtype)
+    flat = features.flatten(2) - center.reshape(-1, 1)
     offset = (flat @ weights).transpose(1, 2)
     mean_square = (flat.square() @ weights).transpose(1, 2)
-    mean = offset + weights.sum(1)[..., None] * center.transpose(1, 2)
+    mean = offset + weights.sum(1)[..., None] * center
     return mean, (mean_square - offset.square()).clamp(min=0)
 
 
 def _precise(values: Tensor) -> Tensor:
     """Half precision becomes float32; all else stays."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+FAR = 8.0
+"""From how many deviations on a channel counts as far from zero: its variance would lose more than
+one part in 100,000.
+"""
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,15 @@ class FeatureTargets:
             _moved(moments.global_variance(), device, dtype),
             [(n > 0).to(device) for n in moments.n],
         )
+
+    def center(self, layer: int) -> Tensor:
+        """float[D]: the mean of the known classes' means, in the channels whose values are so far
+        from zero that float32 would lose their variance; 0 in the others, whose bits stay.
+        """
+        known = self.known[layer]
+        mean = (self.mean[layer] * known[:, None]).sum(0) / known.sum().clamp(min=1)
+        far = mean.abs() > FAR * self.scale[layer].sqrt()
+        return mean * far
 
     def distance(
         self, layer: int, mean: Tensor, variance: Tensor, kappa: float, eps: float
@@ -295,7 +313,7 @@ def feature_matching(
     for layer in chosen:
         feature = _precise(features[layer])
         n, weights = areas.at(feature)
-        mean, variance = _weighted_moments(feature, weights)
+        mean, variance = _weighted_moments(feature, weights, targets.center(layer))
         if memory is not None:
             mean, variance = memory.join(layer, n, mean, variance)
         distance = targets.distance(layer, mean, variance, kappa, eps)
