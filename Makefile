@@ -1,22 +1,25 @@
 # make run    everything, from nothing: sets up on first use, executes notebooks 00 to 04, prints the result table
 # make test   sets up on first use, then all tests, the notebooks included
-# make unit   the tests that start no processes and no notebooks, under two minutes
+# make unit   the tests that start no processes and no notebooks, a minute and a half on two cores
 # make lab    JupyterLab on the notebooks
-# make mutants  breaks the code line by line: do the tests notice? An hour, see docs/mutants.md
+# make mutants  breaks the code line by line: do the tests notice? Hours, see docs/mutants.md
 # make lint   one layout (ruff format), ruff over code and notebooks, and the contracts of imports
 # make clean  removes the virtual environment and caches; runs/ and data/ stay
 
 .PHONY: run test unit mutants lab lint clean setup
 export PYTHON
 
+# A worker for every core, at most four: whole runs take 2 GB each
+AT_ONCE = -n logical --maxprocesses 4 --dist loadgroup
+
 run: setup
 	@.venv/bin/d3s2 run $(ARGS)
 
 test: setup
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest $(AT_ONCE) $(ARGS)
 
 unit: setup
-	@.venv/bin/python -m pytest -m "not notebooks and not processes" $(ARGS)
+	@.venv/bin/python -m pytest $(AT_ONCE) -m "not notebooks and not processes" $(ARGS)
 
 mutants: setup
 	@.venv/bin/python tests/mutants.py $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import locale
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,15 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 from smoke_run import SmokeRun
+
+# `make test` runs several tests at once, each with cores of its own: jobs that share cores wait for
+# each other many times longer than they compute. Children inherit the cores.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    _all = sorted(os.sched_getaffinity(0))
+    _share = max(1, len(_all) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    _first = int(WORKER.removeprefix("gw")) * _share % len(_all)
+    os.sched_setaffinity(0, _all[_first : _first + _share])
 
 # For `make mutants`: the same examples each time, and no search for the smallest one that fails
 settings.register_profile(
@@ -19,6 +29,31 @@ settings.register_profile(
     derandomize=True,
     deadline=None,
 )
+
+
+LONGEST = ("nbval", "smoke", "corners", "damage", "rehearsal", "faults")
+"""Kinds of tests that take minutes, in the order in which they begin."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers: tests that share what takes long to make go to one worker, and the long
+    ones begin first.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    rank = {}
+    for item in items:
+        group = item.path.stem.removeprefix("test_")
+        if "smoke" in getattr(item, "fixturenames", ()):
+            group = "smoke"
+        elif "nbval_home" in getattr(item, "fixturenames", ()):
+            group = "nbval"
+        long = item.get_closest_marker("notebooks") or item.get_closest_marker("processes")
+        rank[item] = LONGEST.index(group) if group in LONGEST else len(LONGEST) + (not long)
+        # each run to the corners is one by itself
+        alone = group == "corners" and item.get_closest_marker("notebooks")
+        item.add_marker(pytest.mark.xdist_group(item.name if alone else group))
+    items.sort(key=lambda item: rank[item])
 
 
 @pytest.fixture

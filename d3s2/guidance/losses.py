@@ -152,10 +152,10 @@ def _weighted_moments(
 
     center: float[D]; squares are taken about it, since E[x^2] - E[x]^2 cancels far from zero.
     """
-    # Features stand at the left: with the pixels first, a batch of one got a wrong gradient through
-    # the proxy at noisy images (PyTorch 2.13 on a CPU; a test watches it).
     center = torch.as_tensor(center, device=features.device, dtype=features.dtype)
     flat = features.flatten(2) - center.reshape(-1, 1)
+    # Features stand at the left: with the pixels first, a batch of one got a wrong gradient through
+    # the proxy at noisy images (PyTorch 2.13 on a CPU; a test watches it).
     offset = (flat @ weights).transpose(1, 2)
     mean_square = (flat.square() @ weights).transpose(1, 2)
     mean = offset + weights.sum(1)[..., None] * center

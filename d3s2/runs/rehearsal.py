@@ -8,8 +8,10 @@ says at its end what was real. What would stop the long run stops here.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +110,14 @@ def _stand_ins(settings: Settings, folder: Path) -> tuple[dict[str, str], list[s
 def _data(settings: Settings, folder: Path) -> Path:
     from d3s2.data.miniatures import write_miniature
 
-    return write_miniature(settings.data_format, folder / settings.data_format)
+    return _once(folder / settings.data_format, partial(write_miniature, settings.data_format))
 
 
 def _diffusion(folder: Path) -> tuple[str, str]:
     from d3s2.models.stand_ins import write_diffusion
 
-    if (folder / "diffusion").is_dir() and (folder / "controlnet").is_dir():
-        return str(folder / "diffusion"), str(folder / "controlnet")
-    return write_diffusion(folder)
+    _once(folder / "stable-diffusion", write_diffusion)
+    return tuple(str(folder / "stable-diffusion" / part) for part in ("diffusion", "controlnet"))
 
 
 def _checkpoint(name: str, part: str, folder: Path) -> Path:
@@ -124,3 +125,15 @@ def _checkpoint(name: str, part: str, folder: Path) -> Path:
 
     path = folder / f"{Path(name).stem}{'-' + part if part else ''}.pth"
     return path if path.is_file() else write_checkpoint(name, path, part)
+
+
+def _once(folder: Path, write: Callable[[Path], Any]) -> Path:
+    """The folder that `write` fills, whole. What is there stays: files made anew would have other
+    times, and the rehearsal would begin anew instead of going on.
+    """
+    if not folder.is_dir():
+        partly = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(partly, ignore_errors=True)
+        write(partly)
+        partly.rename(folder)
+    return folder

@@ -212,7 +212,8 @@ def test_options_of_jupyters_own_are_not_passed_on(tmp_path: Path) -> None:
 def test_make_lab_and_the_image_start_it_through_d3s2() -> None:
     """And so never a server that asks for nothing."""
     root = places.notebooks_folder().parent
-    words = ["make", "-n", "lab", "ARGS=--address 0.0.0.0"]
+    # a make within a make adds lines of its own
+    words = ["make", "--no-print-directory", "-n", "lab", "ARGS=--address 0.0.0.0"]
     said = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-1] == ".venv/bin/d3s2 lab --address 0.0.0.0"
     dockerfile = (root / "Dockerfile").read_text()

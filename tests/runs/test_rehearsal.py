@@ -98,8 +98,11 @@ def test_what_is_missing_is_stood_in_for_and_said(own_home: Path, profile: str) 
     assert settings.precision == PROFILES[profile]["precision"]
     assert not missing_backbone(settings)
     assert not [line for one in choose_models(settings).pretrained.values() for line in one.check()]
+    made = {path: path.stat().st_mtime_ns for path in (own_home / "data").rglob("*")}
     again = rehearsal.prepare({"profile": profile})
-    assert again == found  # nothing is made twice
+    assert again == found
+    # nothing is made twice: a rehearsal that stopped goes on
+    assert {path: path.stat().st_mtime_ns for path in (own_home / "data").rglob("*")} == made
     mine = rehearsal.prepare({"profile": profile, "steps": 5, "data_root": str(own_home)})
     assert mine.names["steps"] == 5 and mine.names["data_root"] == str(own_home)
     assert len(mine.stand_ins) == 3
