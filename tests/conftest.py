@@ -35,6 +35,7 @@ LONGEST = ("nbval", "smoke", "corners", "damage", "rehearsal", "faults")
 """Kinds of tests that take minutes, in the order in which they begin."""
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With several workers: tests that share what takes long to make go to one worker, and the long
     ones begin first.
