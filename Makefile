@@ -10,7 +10,7 @@
 export PYTHON
 
 # A worker for every core, at most four: whole runs take 2 GB each
-AT_ONCE = -n logical --maxprocesses 4 --dist loadgroup
+AT_ONCE = -n logical --maxprocesses 4
 
 run: setup
 	@.venv/bin/d3s2 run $(ARGS)

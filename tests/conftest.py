@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
@@ -31,30 +32,50 @@ settings.register_profile(
 )
 
 
-LONGEST = ("nbval", "smoke", "corners", "damage", "rehearsal", "faults")
-"""Kinds of tests that take minutes, in the order in which they begin."""
+LONGEST = ("nbval", "smoke", "test_a_run", "test_damage", "test_rehearsal", "test_ablation")
+"""Beginnings of the names of scopes that take minutes, in the order in which they begin."""
+SMOKE = ("test_notebooks", "test_container", "test_faults")
+"""Files whose tests look at the same smoke run."""
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers: tests that share what takes long to make go to one worker, and the long
-    ones begin first.
+def scope(nodeid: str) -> str:
+    """Tests of one scope go to one worker, since they share what takes long to make: a file is a
+    scope.
     """
+    path, _, test = nodeid.partition("::")
+    if test.startswith("test_nbval"):
+        return "nbval"
+    if path.endswith("test_corners.py") and test.startswith("test_a_run"):
+        return test
+    file = Path(path).stem
+    return "smoke" if file in SMOKE else file
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers the long tests begin first, so that they do not end alone."""
     if not hasattr(config, "workerinput"):
         return
-    rank = {}
-    for item in items:
-        group = item.path.stem.removeprefix("test_")
-        if "smoke" in getattr(item, "fixturenames", ()):
-            group = "smoke"
-        elif "nbval_home" in getattr(item, "fixturenames", ()):
-            group = "nbval"
-        long = item.get_closest_marker("notebooks") or item.get_closest_marker("processes")
-        rank[item] = LONGEST.index(group) if group in LONGEST else len(LONGEST) + (not long)
-        # each run to the corners is one by itself
-        alone = group == "corners" and item.get_closest_marker("notebooks")
-        item.add_marker(pytest.mark.xdist_group(item.name if alone else group))
-    items.sort(key=lambda item: rank[item])
+
+    def rank(item: pytest.Item) -> int:
+        places = [
+            place for place, name in enumerate(LONGEST) if scope(item.nodeid).startswith(name)
+        ]
+        starts = item.get_closest_marker("processes") or item.get_closest_marker("notebooks")
+        return min([*places, len(LONGEST) + (not starts)])
+
+    items.sort(key=rank)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out whole scopes, in the order in which the workers found the tests."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scopes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scopes(config, log)
 
 
 @pytest.fixture
