@@ -109,7 +109,7 @@ def save_half(model: ModelMixin, folder: Path) -> None:
     Raises D3S2Error when the disk is full.
     """
     with explained(folder / "config.json"):
-        nn.Module.half(copy.deepcopy(model)).save_pretrained(folder)
+        nn.Module.half(copy.deepcopy(model).cpu()).save_pretrained(folder)
 
 
 @dataclass
