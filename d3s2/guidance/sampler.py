@@ -20,6 +20,11 @@ A step goes from t to the next timestep s as in DDIM (Song et al. 2021), whose e
 deterministic, to 1, as noisy as DDPM:
     x_s = sqrt(a_s) x0 + sqrt(1 - a_s - sigma^2) eps + sigma z,
     sigma^2 = eta^2 (1 - a_s) / (1 - a_t) (1 - a_t / a_s).
+With eta = 0 that is Euler's step of flow matching too: x_t = (1 - s) x0 + s eps goes along its
+velocity eps - x0 to (1 - s') x0 + s' eps, and divided by its length (see `models.generator`) that
+is the line above. The gradient's part does not change by the division either: what is added to eps
+has sigma_t g in it, of which sigma_t becomes shorter and g = d loss / d x_t longer.
+
 Recurrence (time travel; Universal Guidance, FreeDoM) takes a guided step R times, noising again in
 between:
     x_t = sqrt(a_t / a_s) x_s + sqrt(1 - a_t / a_s) z.
@@ -31,14 +36,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
 from d3s2.core.errors import D3S2Error
-from d3s2.models.generator import LayoutGenerator
+from d3s2.models.generator import DiffusionSchedule, LayoutGenerator, Timestep
 
 Losses = Callable[[Tensor], Mapping[str, Tensor]]
 """The guidance losses: float[B, 3, H, W] images in [-1, 1] to {name: float[B]}, one number per
@@ -124,64 +128,9 @@ class Guidance:
         return (index - first) % self.every == 0
 
 
-class Timestep(NamedTuple):
-    """One step of the schedule, from the noise level of a_t to that of a_next."""
-
-    index: int  # from 0, pure noise, to steps - 1
-    t: int  # timestep of the network, 0 .. 999
-    a_t: float  # alpha_bar at t
-    a_next: float  # alpha_bar at the next timestep; after the last the schedule's final one
-
-
-def timesteps(
-    steps: int, train_steps: int = 1000, offset: int = 0, spacing: str = "leading"
-) -> list[int]:
-    """Evenly spaced timesteps, last first, as diffusers' DDIM has them.
-
-    Args:
-        offset: of the "leading" spacing, whose last timestep it is (Stable Diffusion 1.5: 1).
-        spacing: "leading", which begins a stride before the end of the training's timesteps, or
-            "trailing", which begins at their end.
-    Raises:
-        D3S2Error: unless `steps` divides `train_steps`, without which the spacing would be uneven;
-            for another spacing, and an offset that leads out of the training's timesteps.
-    """
-    if steps < 1 or train_steps % steps:
-        raise D3S2Error(
-            f"steps is {steps}: it must divide {train_steps}, for example 10, 20, 25, 40, 50 or "
-            "100."
-        )
-    stride = train_steps // steps
-    if spacing == "trailing":
-        return list(range(train_steps - 1, -1, -stride))
-    if spacing != "leading":
-        raise D3S2Error(
-            f"The scheduler's timestep_spacing is {spacing!r}: 'leading' and 'trailing' are known."
-        )
-    if not 0 <= offset < stride:
-        raise D3S2Error(
-            f"The scheduler's steps_offset is {offset}, with {steps} steps {stride} apart: take "
-            "fewer steps."
-        )
-    return [t + offset for t in range(0, train_steps, stride)][::-1]
-
-
 def schedule(steps: int, scheduler: DDIMScheduler) -> list[Timestep]:
-    """The numbered steps of a run, each with the noise levels that it goes from and to.
-
-    Spacing, offset and where the last step ends are the scheduler's own: the clean image
-    (alpha_bar = 1) or, with its `set_alpha_to_one` off, the first training timestep's noise.
-    Raises D3S2Error as `timesteps`.
-    """
-    alpha_bars = scheduler.alphas_cumprod.tolist()
-    config = scheduler.config
-    chosen = timesteps(steps, len(alpha_bars), config.steps_offset, config.timestep_spacing)
-    levels = [alpha_bars[t] for t in chosen]
-    following = [*levels[1:], float(scheduler.final_alpha_cumprod)]
-    return [
-        Timestep(index, t, a_t, a_next)
-        for index, (t, a_t, a_next) in enumerate(zip(chosen, levels, following, strict=True))
-    ]
+    """The numbered steps of a run, of a scheduler in diffusers' format."""
+    return DiffusionSchedule(scheduler).steps(steps)
 
 
 @dataclass(frozen=True)
@@ -199,26 +148,46 @@ class Denoiser:
     classes: Tensor | None = None
     cfg_scale: float = 1.0
 
-    def v(self, x: Tensor, t: int) -> Tensor:
+    def v(self, x: Tensor, t: float) -> Tensor:
         """The network's v of noisy images, by classifier-free guidance (Ho & Salimans 2021).
 
-        w = 1 costs one evaluation, any other w two.
+        w = 1 costs one evaluation, any other w two, or one of twice the size (see
+        `LayoutGenerator.one_batch`).
 
         Args:
             x: float[B, D, h, w]; t: their timestep.
         Returns:
             float[B, D, h, w], in x's precision, whatever the network's.
         """
-        conditioned = self._ask(x, t, self.layout, self.classes)
         if self.cfg_scale == 1.0:
-            return conditioned
-        free = self._ask(x, t, *self.generator.unconditioned(self.layout))
+            return self._ask(x, t, self.layout, self.classes)
+        if self.generator.one_batch:
+            conditioned, free = self._ask_both(x, t)
+        else:
+            conditioned = self._ask(x, t, self.layout, self.classes)
+            free = self._ask(x, t, *self.generator.unconditioned(self.layout))
         return free + self.cfg_scale * (conditioned - free)
 
-    def _ask(self, x: Tensor, t: int, layout: Tensor | None, classes: Tensor | None) -> Tensor:
+    def _ask_both(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """The conditioned and the free prediction, of one batch."""
+        layout, classes = self.generator.unconditioned(self.layout)
+        layouts, sets = _stacked(self.layout, layout), _stacked(self.classes, classes)
+        conditioned, free = self._ask(torch.cat([x, x]), t, layouts, sets).chunk(2)
+        return conditioned, free
+
+    def _ask(self, x: Tensor, t: float, layout: Tensor | None, classes: Tensor | None) -> Tensor:
         unet = self.generator.unet
         inputs = x.to(getattr(unet, "dtype", x.dtype))
         return unet(inputs, torch.tensor(t, device=x.device), layout, classes).to(x.dtype)
+
+
+def _stacked(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Two conditions as one batch; -1 everywhere where one of them is dropped, None for both."""
+    given = first if second is None else second
+    if given is None:
+        return None
+    parts = (torch.full_like(given, -1) if part is None else part for part in (first, second))
+    return torch.cat(list(parts))
 
 
 class NoiseStream:
@@ -253,7 +222,7 @@ class Step:
     """One step of the sampler, for drawing and for tests."""
 
     index: int  # which timestep, from 0
-    t: int
+    t: float
     x: Tensor  # float[B, D, h, w] after the step: pixels (3, H, W), or latents
     clean: Tensor  # float[B, D, h, w], the same, clean, as predicted before guidance
     # float[B] each; empty outside the window and where an old gradient is used again
@@ -261,6 +230,7 @@ class Step:
     gradient_norms: dict[str, Tensor]  # float[B] each, before normalisation
     gradient: Tensor | None  # float[B, D, h, w] added to eps, or None
     decode: Callable[[Tensor], Tensor]
+    render: Callable[[Tensor], Tensor]  # the same for `image`, see `LayoutGenerator.render`
     repeat: int = 0  # which pass of the recurrence, from 0
 
     @property
@@ -269,7 +239,7 @@ class Step:
         anew at each call.
         """
         with torch.no_grad():
-            return self.decode(self.x)
+            return self.render(self.x)
 
     @property
     def x0(self) -> Tensor:
@@ -312,8 +282,13 @@ def sample(
     clip = clip and generator.bounded
     x = noise
     held: dict[str, Tensor] = {}  # the gradients last taken
-    for at in schedule(steps, generator.scheduler):
+    for at in generator.schedule.steps(steps):
         guided = losses is not None and guidance.steers(at.index, steps)
+        if guided and not at.a_t:
+            raise D3S2Error(
+                f"Guidance begins at step {at.index}, where there is nothing but noise, and no "
+                "noise prediction moves the image: start later, with a larger window_start."
+            )
         asked = losses if guided and guidance.asks(at.index, steps) else None
         for repeat in range(guidance.recurrence if guided else 1):
             if repeat:
@@ -323,7 +298,8 @@ def sample(
                 held = found.gradients
             gradient = _combine(held, found.eps, at.a_t, guidance) if guided else None
             eps = found.eps if gradient is None else found.eps + gradient
-            x = _step(x, eps, at, guidance.eta, clip, fresh)
+            noise_only = None if at.a_t else found.clean
+            x = _step(x, eps, at, guidance.eta, clip, fresh, noise_only)
             yield Step(
                 index=at.index,
                 t=at.t,
@@ -333,6 +309,7 @@ def sample(
                 gradient_norms=found.norms,
                 gradient=gradient,
                 decode=generator.decode,
+                render=generator.render,
                 repeat=repeat,
             )
 
@@ -349,10 +326,20 @@ def _noised_again(x: Tensor, at: Timestep, fresh: Fresh) -> Tensor:
 
 
 def _step(
-    x: Tensor, eps: Tensor, at: Timestep, eta: float, clip: bool, fresh: Fresh | None
+    x: Tensor,
+    eps: Tensor,
+    at: Timestep,
+    eta: float,
+    clip: bool,
+    fresh: Fresh | None,
+    clean: Tensor | None = None,
 ) -> Tensor:
-    """From x_t to x_s with the noise prediction eps, to which the gradient was added."""
-    clean = (x - math.sqrt(1 - at.a_t) * eps) / math.sqrt(at.a_t)
+    """From x_t to x_s with the noise prediction eps, to which the gradient was added.
+
+    clean: the image predicted, where it does not follow from eps: in pure noise, a_t = 0.
+    """
+    if clean is None:
+        clean = (x - math.sqrt(1 - at.a_t) * eps) / math.sqrt(at.a_t)
     if clip:
         clean = clean.clamp(-1, 1)
         # the noise that belongs to the clipped image

@@ -12,14 +12,20 @@ sampling:
 * the *class set*: which classes occur anywhere, the embedded counterpart of a prompt.
 
 The architecture is our choice; the paper's generator is unknown to us.
+
+Every generator here speaks of noise in this one form, whatever its network was trained on. A model
+that mixes x_t = alpha_t x_0 + sigma_t eps otherwise, such as flow matching (alpha_t = 1 - s,
+sigma_t = s), has it too: divided by sqrt(alpha_t^2 + sigma_t^2) its x_t is that of alpha_bar_t =
+alpha_t^2 / (alpha_t^2 + sigma_t^2). So the sampler's steps, and the guidance, are written once.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler, ModelMixin, UNet2DModel
@@ -27,6 +33,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d3s2.core.errors import D3S2Error
 from d3s2.core.files import explained
 from d3s2.data.dataset import IGNORE
 
@@ -103,6 +110,95 @@ class LayoutUNet(ModelMixin, ConfigMixin):
         return F.pixel_shuffle(out, self.config.patch)
 
 
+# ------------------------------------------------------------------------------------- noise levels
+class Timestep(NamedTuple):
+    """One step of a run, from the noise level of a_t to that of a_next."""
+
+    index: int  # from 0, pure noise, to steps - 1
+    t: float  # timestep of the network: an int 0 .. 999, or between them where it takes that
+    a_t: float  # alpha_bar at t; 0 = pure noise
+    a_next: float  # alpha_bar at the next timestep; after the last the schedule's final one
+
+
+def timesteps(
+    steps: int, train_steps: int = 1000, offset: int = 0, spacing: str = "leading"
+) -> list[int]:
+    """Evenly spaced timesteps, last first, as diffusers' DDIM has them.
+
+    Args:
+        offset: of the "leading" spacing, whose last timestep it is (Stable Diffusion 1.5: 1).
+        spacing: "leading", which begins a stride before the end of the training's timesteps, or
+            "trailing", which begins at their end.
+    Raises:
+        D3S2Error: unless `steps` divides `train_steps`, without which the spacing would be uneven;
+            for another spacing, and an offset that leads out of the training's timesteps.
+    """
+    if steps < 1 or train_steps % steps:
+        raise D3S2Error(
+            f"steps is {steps}: it must divide {train_steps}, for example 10, 20, 25, 40, 50 or "
+            "100."
+        )
+    stride = train_steps // steps
+    if spacing == "trailing":
+        return list(range(train_steps - 1, -1, -stride))
+    if spacing != "leading":
+        raise D3S2Error(
+            f"The scheduler's timestep_spacing is {spacing!r}: 'leading' and 'trailing' are known."
+        )
+    if not 0 <= offset < stride:
+        raise D3S2Error(
+            f"The scheduler's steps_offset is {offset}, with {steps} steps {stride} apart: take "
+            "fewer steps."
+        )
+    return [t + offset for t in range(0, train_steps, stride)][::-1]
+
+
+def numbered(times: list[float], levels: list[float], end: float) -> list[Timestep]:
+    """The steps of a run through these timesteps and levels alpha_bar, noisiest first, to `end`."""
+    following = [*levels[1:], end]
+    return [
+        Timestep(index, t, a_t, a_next)
+        for index, (t, a_t, a_next) in enumerate(zip(times, levels, following, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class DiffusionSchedule:
+    """The noise levels of a model in diffusers' DDIM format, and what its network's answer means.
+
+    A schedule is what has `steps`, for the sampler, and `alpha_bars`, for pictures;
+    `flow.FlowSchedule` is another. `v` is for the generator's network.
+    """
+
+    scheduler: DDIMScheduler
+
+    @property
+    def alpha_bars(self) -> Tensor:
+        """float32[T]: alpha_bar of every timestep of the training."""
+        return self.scheduler.alphas_cumprod
+
+    def steps(self, count: int) -> list[Timestep]:
+        """The numbered steps of a run, each with the noise levels that it goes from and to.
+
+        Spacing, offset and where the last step ends are the scheduler's own: the clean image
+        (alpha_bar = 1) or, with its `set_alpha_to_one` off, the first training timestep's noise.
+        Raises D3S2Error as `timesteps`.
+        """
+        levels = self.alpha_bars.tolist()
+        config = self.scheduler.config
+        chosen = timesteps(count, len(levels), config.steps_offset, config.timestep_spacing)
+        end = float(self.scheduler.final_alpha_cumprod)
+        return numbered(chosen, [levels[t] for t in chosen], end)
+
+    def v(self, said: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """v, of what the network said of x at timestep t: v itself, or the noise."""
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return said
+        a = self.alpha_bars[int(t)].item()
+        return (said - math.sqrt(1 - a) * x) / math.sqrt(a)
+
+
+# ------------------------------------------------------------------------------------ the generator
 def save_half(model: ModelMixin, folder: Path) -> None:
     """Write config.json and fp16 safetensors; the model itself keeps its precision.
 
@@ -116,9 +212,9 @@ def save_half(model: ModelMixin, folder: Path) -> None:
 class LayoutGenerator:
     """A layout-to-image model and the noise schedule it was trained with.
 
-    This one works on pixels. `stable_diffusion.StableDiffusion` works on latents, and says so by
-    what it overrides: the sampler's noise and steps are latents, and the losses see what `decode`
-    makes of them.
+    `unet(x, t, layout, classes)` predicts v, see `LayoutUNet.forward`. This one works on pixels.
+    `stable_diffusion.StableDiffusion` works on latents, and says so by what it overrides: the
+    sampler's noise and steps are latents, and the losses see what `decode` makes of them.
     """
 
     bounded: ClassVar[bool] = True
@@ -126,9 +222,18 @@ class LayoutGenerator:
     padded: ClassVar[bool] = True
     """Batches are padded (see `pad_batch`), so that an image's bytes do not depend on its company.
     """
+    one_batch: ClassVar[bool] = False
+    """Whether classifier-free guidance asks for both its predictions at once, as a batch of twice
+    the size: faster on a GPU, and other bytes than two batches on a CPU.
+    """
 
     unet: LayoutUNet
     scheduler: DDIMScheduler
+
+    @property
+    def schedule(self) -> DiffusionSchedule:
+        """The noise levels that its runs go through."""
+        return DiffusionSchedule(self.scheduler)
 
     @property
     def num_classes(self) -> int:
@@ -142,6 +247,10 @@ class LayoutGenerator:
     def decode(self, x: Tensor) -> Tensor:
         """Images float[B, 3, H, W] of what the sampler works on, differentiable."""
         return x
+
+    def render(self, x: Tensor) -> Tensor:
+        """`decode` of a finished run, without gradients, and as exactly as the generator can."""
+        return self.decode(x)
 
     def unconditioned(self, layout: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """(layout, classes) of the free prediction in classifier-free guidance: here neither

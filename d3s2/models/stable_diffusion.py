@@ -14,7 +14,6 @@ none. All defaults are our choice.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 
 from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import IGNORE
-from d3s2.models.generator import LayoutGenerator
+from d3s2.models.generator import DiffusionSchedule, LayoutGenerator
 from d3s2.models.hub import MODEL_FILES, Source, locate
 from d3s2.models.prompts import Prompts
 
@@ -107,8 +106,7 @@ class ControlledUNet(nn.Module):
         self.prompts = prompts
         self.control_scale = control_scale
         self.num_classes = len(colors)
-        self.alpha_bars = scheduler.alphas_cumprod.tolist()
-        self.predicts_v = scheduler.config.prediction_type == "v_prediction"
+        self.schedule = DiffusionSchedule(scheduler)
         table = np.zeros((256, 3), dtype=np.uint8)
         table[: len(colors)] = colors
         self.register_buffer("table", torch.from_numpy(table).float() / 255)
@@ -133,10 +131,7 @@ class ControlledUNet(nn.Module):
             classes = torch.full((len(z), self.num_classes), -1.0, device=z.device)
         text = self.prompts(classes, layout)
         out = in_precision(partial(self._predict, t, text, layout), z, self.unet.dtype)
-        if self.predicts_v:
-            return out
-        a = self.alpha_bars[int(t)]
-        return (out - math.sqrt(1 - a) * z) / math.sqrt(a)  # v, from the noise that it predicts
+        return self.schedule.v(out, z, t)
 
     def _predict(self, t: Tensor, text: Tensor, layout: Tensor | None, z: Tensor) -> Tensor:
         """What the U-Net says of latents, with the ControlNet's hints where there is a layout; all

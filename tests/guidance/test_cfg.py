@@ -13,13 +13,12 @@ from d3s2.guidance.sampler import (
     Denoiser,
     Guidance,
     Step,
-    Timestep,
     finish,
     initial_noise,
     predict,
     sample,
 )
-from d3s2.models.generator import LayoutGenerator, noise_schedule
+from d3s2.models.generator import LayoutGenerator, Timestep, noise_schedule
 
 SCHEDULE = noise_schedule()
 ALPHA = SCHEDULE.alphas_cumprod.tolist()

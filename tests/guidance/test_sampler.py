@@ -49,17 +49,21 @@ from d3s2.guidance.sampler import (
     Denoiser,
     Guidance,
     NoiseStream,
-    Timestep,
     _combine,
     _step,
     finish,
     initial_noise,
     predict,
     sample,
-    schedule,
+)
+from d3s2.models.generator import (
+    DiffusionSchedule,
+    LayoutGenerator,
+    LayoutUNet,
+    Timestep,
+    noise_schedule,
     timesteps,
 )
-from d3s2.models.generator import LayoutGenerator, LayoutUNet, noise_schedule
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.statistics.features import ClassMoments
 
@@ -478,7 +482,7 @@ SD_15 = {
 def test_the_schedule_is_that_of_diffusers_own_ddim_step_by_step(given, steps):
     theirs = DDIMScheduler.from_config(given)
     theirs.set_timesteps(steps)
-    ours = schedule(steps, theirs)
+    ours = DiffusionSchedule(theirs).steps(steps)
     assert [at.t for at in ours] == theirs.timesteps.tolist()
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kept = theirs.config.clip_sample
@@ -494,16 +498,16 @@ def test_the_schedule_is_that_of_diffusers_own_ddim_step_by_step(given, steps):
 
 def test_stable_diffusions_schedule_and_the_embedded_ones():
     theirs = DDIMScheduler.from_config(SD_15)
-    numbered = schedule(50, theirs)
+    numbered = DiffusionSchedule(theirs).steps(50)
     assert (numbered[0].t, numbered[-1].t) == (981, 1)
     assert numbered[-1].a_next == pytest.approx(0.99915, abs=1e-6)
-    embedded = schedule(50, SCHEDULE)
+    embedded = DiffusionSchedule(SCHEDULE).steps(50)
     assert [at.t for at in embedded] == list(range(980, -1, -20))
     assert embedded[-1].a_next == 1.0
 
 
 def test_the_numbered_schedule_goes_from_pure_noise_to_the_clean_image_without_a_gap():
-    numbered = schedule(10, SCHEDULE)
+    numbered = DiffusionSchedule(SCHEDULE).steps(10)
     assert [at.index for at in numbered] == list(range(10))
     assert [at.t for at in numbered] == timesteps(10)
     assert [at.a_t for at in numbered] == [ALPHA[t] for t in timesteps(10)]

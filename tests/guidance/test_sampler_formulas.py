@@ -18,7 +18,6 @@ from d3s2.guidance.sampler import (
     Denoiser,
     Guidance,
     NoiseStream,
-    Timestep,
     _noised_again,
     _step,
     finish,
@@ -26,7 +25,7 @@ from d3s2.guidance.sampler import (
     predict,
     sample,
 )
-from d3s2.models.generator import LayoutGenerator, noise_schedule
+from d3s2.models.generator import LayoutGenerator, Timestep, noise_schedule
 
 SCHEDULE = noise_schedule()
 ALPHA = SCHEDULE.alphas_cumprod.tolist()

@@ -28,12 +28,12 @@ from d3s2.guidance.sampler import (
     Denoiser,
     Guidance,
     NoiseStream,
-    Timestep,
     finish,
     initial_noise,
     predict,
     sample,
 )
+from d3s2.models.generator import Timestep
 from d3s2.models.prompts import spoken
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.models.stable_diffusion import (
@@ -71,6 +71,10 @@ def masks() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def start(tiny, masks) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return initial_noise([5, 6, 7], tiny.noise_shape(32, 32)), masks, class_sets(masks, 4)
+
+
+def alpha_bar(model: StableDiffusion, t: int) -> float:
+    return model.schedule.alpha_bars[t].item()
 
 
 def redness(images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -160,7 +164,7 @@ def test_cfg_scale_1_is_the_conditional_prediction_and_0_the_free_one(tiny, star
     noise, layout, classes = start
     t = torch.tensor(500)
     conditional, free = tiny.unet(noise, t, layout, classes), tiny.unet(noise, t, layout, None)
-    a = tiny.unet.alpha_bars[500]
+    a = alpha_bar(tiny, 500)
     for scale, v in ((1.0, conditional), (0.0, free), (3.0, free + 3 * (conditional - free))):
         denoiser = Denoiser(tiny, layout, classes, scale)
         eps = predict(denoiser, noise, Timestep(0, 500, a, 1.0)).eps
@@ -183,7 +187,7 @@ def test_a_v_prediction_model_is_asked_for_v(tmp_path, options, start):
         torch.tensor(300),
     )
     eps_model = load_stable_diffusion(options, NAMES, COLORS)
-    raw, a = other.unet(start[0], t, *start[1:]), other.unet.alpha_bars[300]
+    raw, a = other.unet(start[0], t, *start[1:]), alpha_bar(other, 300)
     torch.testing.assert_close(
         eps_model.unet(start[0], t, *start[1:]), (raw - (1 - a) ** 0.5 * start[0]) / a**0.5
     )
@@ -226,7 +230,7 @@ def test_guidance_through_the_decoder_descends_and_the_wrong_sign_ascends(
 def test_gradient_is_that_of_finite_differences_in_float64(options, start, jacobian):
     model = as_double(load_stable_diffusion(options, NAMES, COLORS))
     x, layout, classes = start[0][:1].double(), start[1][:1], start[2][:1]
-    a = model.unet.alpha_bars[400]
+    a = alpha_bar(model, 400)
     fixed = model.unet(x, torch.tensor(400), layout, classes)
     eps = a**0.5 * fixed + (1 - a) ** 0.5 * x
 
@@ -265,7 +269,7 @@ def test_losses_and_gradients_are_float32_with_networks_in_half_precision(
         seen.append(images.dtype)
         return {"red": 1e-4 * redness(images)["red"]}
 
-    guidance, a = Guidance({"red": 1.0}, jacobian=jacobian), tiny.unet.alpha_bars[300]
+    guidance, a = Guidance({"red": 1.0}, jacobian=jacobian), alpha_bar(tiny, 300)
     at = Timestep(0, 300, a, 1.0)
     found = [
         predict(Denoiser(model, *start[1:]), start[0], at, guidance, faint).gradients["red"]
