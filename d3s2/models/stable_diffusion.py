@@ -3,22 +3,21 @@
 
 A mask becomes two conditions: a picture in the colours that the ControlNet was trained on
 (`control_colors`; ids are painted, colours never decoded), and a prompt that names its classes, the
-largest first. The sampler's loop, the losses and the guidance are those of the embedded generator;
+largest first. Instead of the picture, or with it, the layout can say which words a pixel attends to
+(`rectified`). The sampler's loop, the losses and the guidance are those of the embedded generator;
 only, it works on latents z, and the losses see Dec(z / scaling factor), through which their
 gradients flow. diffusers' own pipeline runs under no_grad and could not do that.
 
 The networks may run in half precision; latents, noise schedule, losses and gradients outside of
-them are float32. That this generator is the one of D3S2 is not known: the paper's abstract names
-none. All defaults are our choice.
+them are float32, and so is the decoder that makes the finished image. That this generator is the
+one of D3S2 is not known: the paper's abstract names none. All defaults are our choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,76 +28,34 @@ from torch import Tensor, nn
 
 from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import IGNORE
+from d3s2.models.diffusion_parts import PRECISIONS as PRECISIONS
+from d3s2.models.diffusion_parts import DiffusionOptions, Loader, check_widths
 from d3s2.models.generator import DiffusionSchedule, LayoutGenerator
-from d3s2.models.hub import MODEL_FILES, Source, locate
+from d3s2.models.hub import locate
 from d3s2.models.prompts import Prompts
+from d3s2.models.rectified import layout_masks, rectify
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-VAE_MODES = ("whole", "slicing", "tiling")
-NEGATIVE = "cartoon, painting, illustration, blurry, deformed, text, watermark"
-_PARTS = {
-    "unet": MODEL_FILES,
-    "vae": MODEL_FILES,
-    "text_encoder": MODEL_FILES,
-    "tokenizer": ("vocab.json", "merges.txt", "tokenizer_config.json"),
-    "scheduler": ("scheduler_config.json",),
-}
 _HALF_GAIN = 2.0**14
 """What gradients are multiplied with where they pass through float16."""
-
-
-@dataclass(frozen=True)
-class DiffusionOptions:
-    """Which models, and how they run.
-
-    model, controlnet: folders, or names on the Hugging Face hub, in diffusers' format, at a
-    revision ("" = main); download: fetch what is missing, False uses only what is on this machine;
-    precision: of the networks; negative_prompt: what classifier-free guidance moves away from;
-    control_scale: weight of the layout; checkpointing: compute again instead of keeping activations
-    for gradients; vae: decode a batch at once ("whole"), image by image ("slicing"), or also in
-    tiles ("tiling", which changes the images a little). Raises D3S2Error for another precision or
-    vae.
-    """
-
-    model: str
-    controlnet: str
-    revision: str = ""
-    controlnet_revision: str = ""
-    download: bool = False
-    precision: str = "bfloat16"
-    negative_prompt: str = NEGATIVE
-    control_scale: float = 1.0
-    checkpointing: bool = True
-    vae: str = "slicing"
-
-    def __post_init__(self) -> None:
-        for name, choices in (("precision", PRECISIONS), ("vae", VAE_MODES)):
-            value = getattr(self, name)
-            if value not in choices:
-                raise D3S2Error(f"{name} is {value!r}: choose {', '.join(choices)}.")
-
-    def sources(self) -> tuple[Source, Source]:
-        """What must be on this machine: the diffusion model and the ControlNet."""
-        model = Source(self.model, _PARTS, self.revision)
-        control = Source(self.controlnet, {"": MODEL_FILES}, self.controlnet_revision)
-        return model, control
 
 
 class ControlledUNet(nn.Module):
     """U-Net and ControlNet as one network with the signature of `LayoutUNet`: it predicts v from
     latents.
 
-    It has no `dtype`, so that the sampler gives it, and gets back, its own float32.
+    It has no `dtype`, so that the sampler gives it, and gets back, its own float32. Without a
+    ControlNet, or with `attends`, the layout says which words a pixel attends to.
     """
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        controlnet: ControlNetModel,
+        unet: nn.Module,
+        controlnet: nn.Module | None,
         prompts: Prompts,
-        scheduler: DDIMScheduler,
+        scheduler: Any,
         colors: np.ndarray,
         control_scale: float = 1.0,
+        attends: bool = False,
     ) -> None:
         super().__init__()
         self.unet = unet
@@ -106,10 +63,16 @@ class ControlledUNet(nn.Module):
         self.prompts = prompts
         self.control_scale = control_scale
         self.num_classes = len(colors)
-        self.schedule = DiffusionSchedule(scheduler)
+        self.schedule = self.schedule_of(scheduler)
+        self.attends = attends or controlnet is None
+        if self.attends:
+            rectify(unet)
         table = np.zeros((256, 3), dtype=np.uint8)
         table[: len(colors)] = colors
         self.register_buffer("table", torch.from_numpy(table).float() / 255)
+
+    schedule_of: ClassVar[Callable[[Any], Any]] = DiffusionSchedule
+    """What a scheduler in diffusers' format says of noise levels and the network's answer."""
 
     def control_image(self, layout: Tensor) -> Tensor:
         """float[B, 3, H, W] in [0, 1]: int64[B, H, W] painted; 255, and -1 where a layout was
@@ -124,36 +87,47 @@ class ControlledUNet(nn.Module):
 
         Args:
             z: float32[B, 4, h, w], noisy latents; t: a scalar, timestep 0 .. 999.
-            layout: int64[B, H, W] with H = 8 h; None leaves the ControlNet out.
+            layout: int64[B, H, W] with H = 8 h; None leaves the layout out.
             classes: float[B, C] multi-hot; None, or -1 in a row, gives the negative prompt.
         """
         if classes is None:
             classes = torch.full((len(z), self.num_classes), -1.0, device=z.device)
-        text = self.prompts(classes, layout)
-        out = in_precision(partial(self._predict, t, text, layout), z, self.unet.dtype)
+        text = self.conditions(z, layout, classes)
+        out = in_precision(partial(self.predict, t, text, layout), z, self.unet.dtype)
         return self.schedule.v(out, z, t)
 
-    def _predict(self, t: Tensor, text: Tensor, layout: Tensor | None, z: Tensor) -> Tensor:
+    def conditions(self, z: Tensor, layout: Tensor | None, classes: Tensor) -> dict[str, Any]:
+        """What the networks are told besides latents and timestep, by diffusers' names."""
+        told: dict[str, Any] = {"encoder_hidden_states": self.prompts(classes, layout)}
+        if self.attends and layout is not None:
+            owners = self.prompts.owners(classes, layout)
+            levels = len(self.unet.config.block_out_channels)
+            masks = layout_masks(layout, owners, tuple(z.shape[2:]), levels)
+            told["cross_attention_kwargs"] = {"layout_masks": masks}
+        return told
+
+    def predict(self, t: Tensor, told: dict[str, Any], layout: Tensor | None, z: Tensor) -> Tensor:
         """What the U-Net says of latents, with the ControlNet's hints where there is a layout; all
         in the U-Net's precision.
         """
         down = None
         middle = None
-        if layout is not None:
+        if layout is not None and self.controlnet is not None:
+            shared = {name: told[name] for name in told if name != "cross_attention_kwargs"}
             down, middle = self.controlnet(
                 z,
                 t,
-                encoder_hidden_states=text,
                 controlnet_cond=self.control_image(layout).to(z.dtype),
                 conditioning_scale=self.control_scale,
                 return_dict=False,
+                **shared,
             )
         return self.unet(
             z,
             t,
-            encoder_hidden_states=text,
             down_block_additional_residuals=down,
             mid_block_additional_residual=middle,
+            **told,
         ).sample
 
 
@@ -176,29 +150,46 @@ def in_precision(network: Callable[[Tensor], Tensor], x: Tensor, kind: torch.dty
 
 @dataclass
 class StableDiffusion(LayoutGenerator):
-    """A latent diffusion model, with the decoder from its latents to images."""
+    """A latent diffusion model, with the decoder from its latents to images.
+
+    exact: the decoder in float32 for finished images, where `vae` has another precision; None =
+    `vae`.
+    """
 
     bounded: ClassVar[bool] = False
     padded: ClassVar[bool] = False
     """Padding makes a CPU's bytes the same in every company; on a GPU they are not in any case, and
     it would cost.
     """
+    one_batch: ClassVar[bool] = True
 
     unet: ControlledUNet
-    scheduler: DDIMScheduler
+    scheduler: Any
     vae: AutoencoderKL
+    exact: AutoencoderKL | None = None
+
+    @property
+    def schedule(self) -> Any:
+        """The noise levels that its runs go through."""
+        return self.unet.schedule
 
     @property
     def num_classes(self) -> int:
         """C; layouts hold 0 .. C-1 and 255."""
         return self.unet.num_classes
 
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Pixels to a latent, and latents to a cell of the network's coarsest grid."""
+        vae, unet = self.vae.config, self.unet.unet.config
+        return 2 ** (len(vae.block_out_channels) - 1), 2 ** (len(unet.block_out_channels) - 1)
+
     def noise_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of the latents of an image of this size. Raises D3S2Error unless the networks'
         strides divide it.
         """
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        multiple = factor * 2 ** (len(self.unet.unet.config.block_out_channels) - 1)
+        factor, cells = self.strides
+        multiple = factor * cells
         if height % multiple or width % multiple:
             raise D3S2Error(
                 f"Images of {height}x{width} do not fit the diffusion model: both sides must be "
@@ -209,10 +200,12 @@ class StableDiffusion(LayoutGenerator):
 
     def decode(self, x: Tensor) -> Tensor:
         """Images float32[B, 3, H, W] of latents, differentiable; about in [-1, 1]."""
-        return in_precision(self._decode, x, self.vae.dtype)
+        return in_precision(partial(_decoded, self.vae), x, self.vae.dtype)
 
-    def _decode(self, z: Tensor) -> Tensor:
-        return self.vae.decode(z / self.vae.config.scaling_factor).sample
+    def render(self, x: Tensor) -> Tensor:
+        """The same, decoded in float32 whatever the networks' precision."""
+        vae = self.vae if self.exact is None else self.exact
+        return in_precision(partial(_decoded, vae), x, vae.dtype)
 
     def unconditioned(self, layout: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The layout with the negative prompt, as in diffusers' pipeline."""
@@ -223,6 +216,14 @@ class StableDiffusion(LayoutGenerator):
         raise D3S2Error(
             f"A pretrained diffusion model is not copied to {folder}: name its folder instead."
         )
+
+
+def _decoded(vae: AutoencoderKL, z: Tensor) -> Tensor:
+    """What a decoder makes of latents; some models' latents are also shifted."""
+    z = z / vae.config.scaling_factor
+    if vae.config.shift_factor:
+        z = z + vae.config.shift_factor
+    return vae.decode(z).sample
 
 
 def load_stable_diffusion(
@@ -236,23 +237,17 @@ def load_stable_diffusion(
     """
     from transformers import CLIPTextModel
 
-    folder, control = (locate(source, options.download) for source in options.sources())
-    network = partial(_load_network, kind=PRECISIONS[options.precision], device=device)
-    tokenizer = _load_tokenizer(folder / "tokenizer")
-    with _explained(DDIMScheduler, folder / "scheduler") as place:
-        scheduler = DDIMScheduler.from_pretrained(place, local_files_only=True)
-    encoder = network(CLIPTextModel, folder / "text_encoder")
-    controlnet = network(ControlNetModel, control)
-    unet = network(UNet2DConditionModel, folder / "unet")
-    vae = network(AutoencoderKL, folder / "vae")
-    _check_widths(options, unet, controlnet)
-    if options.checkpointing:
-        for part in (unet, controlnet, vae):
-            part.enable_gradient_checkpointing()
-    if options.vae != "whole":
-        vae.enable_slicing()
-    if options.vae == "tiling":
-        vae.enable_tiling()
+    folder, *control = (locate(source, options.download) for source in options.sources())
+    loaded = Loader(options, device)
+    tokenizer = loaded.tokenizer(folder / "tokenizer")
+    encoder = loaded.network(CLIPTextModel, folder / "text_encoder")
+    scheduler = loaded.scheduler(DDIMScheduler, folder / "scheduler")
+    unet = loaded.network(UNet2DConditionModel, folder / "unet")
+    controlnet = loaded.network(ControlNetModel, *control) if control else None
+    if controlnet is not None:
+        check_widths(options, unet, controlnet, "cross_attention_dim")
+    vae, exact = loaded.decoders(folder / "vae")
+    loaded.save_memory(unet, controlnet, vae)
     controlled = ControlledUNet(
         unet=unet,
         controlnet=controlnet,
@@ -260,48 +255,6 @@ def load_stable_diffusion(
         scheduler=scheduler,
         colors=colors,
         control_scale=options.control_scale,
+        attends=options.layout_control != "controlnet",
     )
-    return StableDiffusion(controlled.to(device).eval(), scheduler, vae)
-
-
-def _check_widths(options: DiffusionOptions, unet: Any, controlnet: Any) -> None:
-    """Raise D3S2Error for a ControlNet that reads other text embeddings than the model."""
-    width = unet.config.cross_attention_dim
-    other = controlnet.config.cross_attention_dim
-    if width != other:
-        raise D3S2Error(
-            f"The ControlNet {options.controlnet} was made for another diffusion model than "
-            f"{options.model} (text width {other}, not {width}): take one that fits it."
-        )
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    """The tokenizer; it has no weights, and `use_safetensors` says so to whoever searches."""
-    from transformers import CLIPTokenizer
-
-    with _explained(CLIPTokenizer, folder) as place:
-        return CLIPTokenizer.from_pretrained(place, local_files_only=True, use_safetensors=True)
-
-
-def _load_network(cls: type, place: Path, kind: torch.dtype, device: str) -> Any:
-    """A network with the weights of this folder, frozen; pickled ones are refused."""
-    with _explained(cls, place):
-        network = cls.from_pretrained(
-            place, local_files_only=True, use_safetensors=True, torch_dtype=kind
-        )
-    return network.requires_grad_(False).eval().to(device)
-
-
-@contextmanager
-def _explained(cls: type, place: Path) -> Iterator[Path]:
-    """A sentence for what cannot be loaded; remarks about optional packages are kept from a
-    notebook's output.
-    """
-    try:
-        with redirect_stderr(StringIO()):
-            yield place
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise D3S2Error(
-            f"{place} cannot be loaded as {cls.__name__}: {reason}. Fetch the model again."
-        ) from error
+    return StableDiffusion(controlled.to(device).eval(), scheduler, vae, exact)

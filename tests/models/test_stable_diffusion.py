@@ -175,6 +175,47 @@ def test_cfg_scale_1_is_the_conditional_prediction_and_0_the_free_one(tiny, star
     ).abs().max() > 1e-2  # the layout matters
 
 
+def test_both_halves_of_classifier_free_guidance_are_one_batch(tiny, start):
+    noise, layout, classes = start
+    asked = []
+    hook = tiny.unet.unet.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
+    for given in (layout, None):
+        t = torch.tensor(500)
+        conditioned = tiny.unet(noise, t, given, classes)
+        free = tiny.unet(noise, t, given, None)
+        asked.clear()
+        v = Denoiser(tiny, given, classes, 3.0).v(noise, 500)
+        assert asked == [6]
+        expected = free + 3 * (conditioned - free)
+        torch.testing.assert_close(v, expected, rtol=1e-4, atol=1e-4)
+    assert Denoiser(tiny, layout, None, 3.0).v(noise, 500).shape == noise.shape
+    asked.clear()
+    assert torch.equal(Denoiser(tiny, layout, classes).v(noise, 500), conditioned) is False
+    assert asked == [3]  # a scale of 1 asks for one half
+    hook.remove()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_the_finished_image_is_decoded_in_float32_and_what_guides_is_not(
+    options, tiny, start, precision
+):
+    half = load_stable_diffusion(replace(options, precision=precision), NAMES, COLORS)
+    assert tiny.exact is None and half.exact.dtype == torch.float32 != half.vae.dtype
+    z = 0.2 * start[0]
+    exact = tiny.decode(z)
+    assert torch.equal(tiny.render(z), exact) and torch.equal(half.render(z), exact)
+    rounding = (half.decode(z) - exact).abs().max().item()
+    assert (0.002 if precision == "bfloat16" else 0.0002) < rounding < 0.1
+    step = finish(sample(half, *start, steps=2))
+    assert torch.equal(step.image, tiny.decode(step.x))
+    assert torch.equal(step.x0, half.decode(step.clean).clamp(-1, 1))
+    for mode, slicing, tiling in (("whole", False, False), ("tiling", True, True)):
+        other = load_stable_diffusion(
+            replace(options, precision=precision, vae=mode), NAMES, COLORS
+        )
+        assert (other.exact.use_slicing, other.exact.use_tiling) == (slicing, tiling)
+
+
 def test_a_v_prediction_model_is_asked_for_v(tmp_path, options, start):
     folder = tmp_path / "model"
     shutil.copytree(options.model, folder)
