@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from d3s2.core import machine
-from d3s2.core.code_version import code_version
+from d3s2.core.code_version import code_version, is_module
 from d3s2.core.files import digest
 from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.dataset import SegmentationDataset
@@ -63,7 +63,7 @@ class Models(NamedTuple):
         and libraries of networks that are not our own, which no chapter's modules import.
         """
         modules = {type(network).__module__ for network in (self.generator, self.proxy)}
-        foreign = sorted(modules - OWN)
+        foreign = sorted(filter(is_module, modules - OWN))  # a user's own are in the note
         weights = weights_digest(self.folder)
         return digest([weights, code_version(*foreign)]) if foreign else weights
 
