@@ -167,7 +167,7 @@ class DiffusionSchedule:
     """The noise levels of a model in diffusers' DDIM format, and what its network's answer means.
 
     A schedule is what has `steps`, for the sampler, and `alpha_bars`, for pictures;
-    `flow.FlowSchedule` is another. `v` is for the generator's network.
+    `flow.FlowSchedule` is another. `unscaled` and `v` are for the generator's network.
     """
 
     scheduler: DDIMScheduler
@@ -189,6 +189,10 @@ class DiffusionSchedule:
         chosen = timesteps(count, len(levels), config.steps_offset, config.timestep_spacing)
         end = float(self.scheduler.final_alpha_cumprod)
         return numbered(chosen, [levels[t] for t in chosen], end)
+
+    def unscaled(self, x: Tensor, t: Tensor) -> Tensor:
+        """x as the network knows it: just so."""
+        return x
 
     def v(self, said: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """v, of what the network said of x at timestep t: v itself, or the noise."""

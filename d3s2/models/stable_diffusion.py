@@ -93,7 +93,8 @@ class ControlledUNet(nn.Module):
         if classes is None:
             classes = torch.full((len(z), self.num_classes), -1.0, device=z.device)
         text = self.conditions(z, layout, classes)
-        out = in_precision(partial(self.predict, t, text, layout), z, self.unet.dtype)
+        inputs = self.schedule.unscaled(z, t)
+        out = in_precision(partial(self.predict, t, text, layout), inputs, self.unet.dtype)
         return self.schedule.v(out, z, t)
 
     def conditions(self, z: Tensor, layout: Tensor | None, classes: Tensor) -> dict[str, Any]:
