@@ -3,7 +3,7 @@ format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from d3s2.core.errors import D3S2Error
-from d3s2.models.hub import MODEL_FILES, Source
+from d3s2.models.hub import MODEL_FILES, Source, locate
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUT_CONTROLS = ("controlnet", "attention", "both")
@@ -70,6 +70,12 @@ class DiffusionOptions:
         if self.layout_control == "attention":
             return (model,)
         return model, Source(self.controlnet, {"": MODEL_FILES}, self.controlnet_revision)
+
+
+def files_of_sources(sources: Iterable[Source], download: bool) -> list[Path]:
+    """All files of some models. Raises D3S2Error for a model that is missing."""
+    folders = [locate(source, download) for source in sources]
+    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def check_widths(options: DiffusionOptions, unet: Any, controlnet: Any, width: str) -> None:

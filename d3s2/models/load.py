@@ -92,11 +92,15 @@ def digest_of(folders: Mapping[str, Path]) -> str:
 
 def _open_generator(folder: Path, device: str) -> Any:
     """Load what a generator's note stands for."""
+    from d3s2.models.custom import open_custom
     from d3s2.models.stable_diffusion import DiffusionOptions, load_stable_diffusion
 
     note = read_json(folder / GENERATOR_NOTE)
     colors = np.array(note["colors"], dtype=np.uint8)
-    return load_stable_diffusion(DiffusionOptions(**note["options"]), note["names"], colors, device)
+    options = DiffusionOptions(**note["options"])
+    if function := note.get("function"):
+        return open_custom(function, options, note["names"], colors, device)
+    return load_stable_diffusion(options, note["names"], colors, device)
 
 
 def _open_proxy(folder: Path, device: str) -> Any:

@@ -17,13 +17,19 @@ from typing import Any
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, sha256, write_json
 from d3s2.data.dataset import SegmentationDataset
+from d3s2.models import custom
 from d3s2.models.control_colors import control_colors
+from d3s2.models.diffusion_parts import DiffusionOptions, files_of_sources
 from d3s2.models.hub import locate, problems
 from d3s2.models.load import GENERATOR_NOTE, PROXY_NOTE, digest_of
 from d3s2.models.mmseg_proxy import published_weights
-from d3s2.models.stable_diffusion import DiffusionOptions
 from d3s2.runs.parameters import Settings
 from d3s2.runs.published import missing, named_or_published
+
+PINNED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+}
+"""The commit of a model on the hub that is meant where no revision is named."""
 
 
 @dataclass(frozen=True)
@@ -65,27 +71,63 @@ class PretrainedGenerator:
 
     def files(self) -> list[Path]:
         """All files of the models. Raises D3S2Error for a model that is missing."""
-        folders = [locate(source, self.options.download) for source in self.options.sources()]
-        return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+        return files_of_sources(self.options.sources(), self.options.download)
 
     def write_note(self, dataset: SegmentationDataset, folder: Path) -> None:
         """Write the note. Raises D3S2Error for models that are missing, and classes without a
         control colour.
         """
-        sources = self.options.sources()
-        folders = {
-            str(i): locate(source, self.options.download) for i, source in enumerate(sources)
-        }
         colors = control_colors(dataset.classes, self.palette)
         note = {
             "options": asdict(self.options),
             "names": dataset.class_names,
             "colors": colors.tolist(),
         }
-        write_json(folder / GENERATOR_NOTE, note | {"digest": digest_of(folders)})
+        write_json(folder / GENERATOR_NOTE, note | self._read())
+
+    def _read(self) -> dict[str, Any]:
+        """What the note says of files and code."""
+        sources = enumerate(self.options.sources())
+        folders = {str(i): locate(source, self.options.download) for i, source in sources}
+        return {"digest": digest_of(folders)}
 
     def __str__(self) -> str:
-        return f"{self.options.model} with {self.options.controlnet}"
+        return " with ".join(source.place for source in self.options.sources())
+
+
+@dataclass(frozen=True)
+class CustomGenerator(PretrainedGenerator):
+    """What a function of the user's own makes, `package.module:function` (see `models.custom`)."""
+
+    function: str
+
+    def decides(self) -> dict[str, Any]:
+        """What a manifest says of it: the code that makes it too."""
+        return super().decides() | {
+            "function": self.function,
+            "code": custom.code_of(self.function),
+        }
+
+    def check(self) -> Iterator[str]:
+        """A sentence when the function, or a file that it reads, is missing."""
+        try:
+            self.files()
+        except D3S2Error as error:
+            yield str(error)
+
+    def files(self) -> list[Path]:
+        """The files that it says it reads. Raises D3S2Error for one, or a function, that is
+        missing.
+        """
+        return custom.files_of(self.function, self.options)
+
+    def _read(self) -> dict[str, Any]:
+        files = {str(i): sha256(path) for i, path in enumerate(self.files())}
+        code = custom.code_of(self.function)
+        return {"function": self.function, "code": code, "digest": digest(files)}
+
+    def __str__(self) -> str:
+        return self.function
 
 
 @dataclass(frozen=True)
@@ -181,7 +223,7 @@ def choose_models(settings: Settings) -> ModelChoice:
     generator: TrainedHere | PretrainedGenerator = TrainedHere(settings.generator_iterations)
     proxy: TrainedHere | PretrainedProxy = TrainedHere(settings.proxy_iterations)
     if settings.generator != "embedded":
-        generator = PretrainedGenerator(diffusion_options(settings), settings.control_palette)
+        generator = _pretrained_generator(settings)
     if settings.proxy_config:
         proxy = _pretrained_proxy(settings)
     shipped = settings.data_format == "scenes"
@@ -193,15 +235,28 @@ def diffusion_options(settings: Settings) -> DiffusionOptions:
     return DiffusionOptions(
         model=settings.diffusion_model,
         controlnet=settings.controlnet_model,
-        revision=settings.diffusion_revision,
-        controlnet_revision=settings.controlnet_revision,
+        revision=_revision(settings.diffusion_model, settings.diffusion_revision),
+        controlnet_revision=_revision(settings.controlnet_model, settings.controlnet_revision),
         download=settings.model_files == "download",
         precision=settings.precision,
         negative_prompt=settings.negative_prompt,
         control_scale=settings.control_scale,
         checkpointing=bool(settings.checkpointing),
         vae=settings.vae_memory,
+        layout_control=settings.layout_control,
     )
+
+
+def _revision(model: str, named: str) -> str:
+    """The revision that is named, else the pinned one; "" = main."""
+    return named or PINNED.get(model, "")
+
+
+def _pretrained_generator(settings: Settings) -> PretrainedGenerator:
+    options = diffusion_options(settings)
+    if settings.generator == "stable-diffusion":
+        return PretrainedGenerator(options, settings.control_palette)
+    return CustomGenerator(options, settings.control_palette, settings.generator)
 
 
 def _pretrained_proxy(settings: Settings) -> PretrainedProxy:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -35,9 +36,10 @@ def _parameter(
     choices: tuple[str, ...] = (),
     decides: bool = True,
     divides: int = 0,
+    pattern: tuple[str, str] = ("", ""),  # another value than the choices: how it looks, in words
 ) -> Any:
     metadata = {"type": kind, "help": help, "low": low, "high": high, "unit": unit}
-    more = {"choices": choices, "decides": decides, "divides": divides}
+    more = {"choices": choices, "decides": decides, "divides": divides, "pattern": pattern}
     return field(metadata=metadata | more)
 
 
@@ -133,23 +135,29 @@ class Settings:
     )
     generator: str = _parameter(
         str,
-        "what paints: our small network, or a pretrained one",
+        "what paints: our small network, a pretrained one, or what a function of your own makes",
         choices=("embedded", "stable-diffusion"),
+        pattern=("package.module:function", r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"),
     )
     diffusion_model: str = _parameter(
         str, "Stable Diffusion in diffusers' format: a folder, or owner/name on the hub"
     )
     diffusion_revision: str = _parameter(
-        str, "commit, tag or branch of diffusion_model; empty = main"
+        str, "commit, tag or branch of diffusion_model; empty = a known commit, or main"
     )
     controlnet_model: str = _parameter(
         str, "ControlNet for segmentation: a folder, or owner/name on the hub"
     )
     controlnet_revision: str = _parameter(
-        str, "commit, tag or branch of controlnet_model; empty = main"
+        str, "commit, tag or branch of controlnet_model; empty = a known commit, or main"
     )
     control_palette: str = _parameter(
         str, "colours that the ControlNet was trained on", choices=PALETTES
+    )
+    layout_control: str = _parameter(
+        str,
+        "how a layout enters Stable Diffusion: by its ControlNet, through attention, or both",
+        choices=("controlnet", "attention", "both"),
     )
     control_scale: float = _parameter(float, "weight of the layout in the ControlNet", 0, 2)
     negative_prompt: str = _parameter(str, "what classifier-free guidance moves away from")
@@ -242,7 +250,8 @@ def typed(name: str, value: Any) -> Any:
         raise D3S2Error(f"{name} is {_short(value)}: give {expected(name)}.") from error
     too_low = meta["low"] is not None and not found >= meta["low"]  # written so that NaN fails
     too_high = meta["high"] is not None and not found <= meta["high"]
-    no_choice = meta["choices"] and found not in meta["choices"]
+    matches = meta["pattern"][1] and re.fullmatch(meta["pattern"][1], str(found))
+    no_choice = meta["choices"] and found not in meta["choices"] and not matches
     if too_low or too_high or no_choice or (meta["divides"] and meta["divides"] % found):
         raise D3S2Error(f"{name} is {_short(value)}: give {expected(name)}.")
     return found
@@ -257,7 +266,8 @@ def expected(name: str) -> str:
     """What a parameter takes, in words, with its meaning."""
     meta = FIELDS[name].metadata
     if meta["choices"]:
-        return f"{listing(meta['choices'])} ({meta['help']})"
+        choices = [*meta["choices"], *filter(None, meta["pattern"][:1])]
+        return f"{listing(choices)} ({meta['help']})"
     words = [{int: "a whole number", float: "a number", str: "a text"}[meta["type"]]]
     if meta["low"] is not None:
         words.append(f"from {meta['low']}")

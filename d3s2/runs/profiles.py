@@ -46,6 +46,7 @@ _SCENES: dict[str, Any] = {
     "controlnet_model": "lllyasviel/control_v11p_sd15_seg",
     "controlnet_revision": "",
     "control_palette": "dataset",
+    "layout_control": "controlnet",
     "control_scale": 1.0,
     "negative_prompt": "cartoon, painting, illustration, blurry, deformed, text, watermark",
     "model_files": "local",

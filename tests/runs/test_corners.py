@@ -107,6 +107,7 @@ LEAST = {
     "train_seeds": 1, "full_iterations": 1, "gpus": 1, "out_of_memory": "stop",
     "control_scale": 0, "checkpointing": 0, "diffusion_model": "", "controlnet_model": "",
     "negative_prompt": "", "vae_memory": "whole", "precision": "float32", "method": "",
+    "layout_control": "controlnet",
 }  # fmt: skip
 MOST = {
     "data_format": "folder", "image_size": "16x40", "train_images": 0, "val_images": 0,
@@ -116,13 +117,14 @@ MOST = {
     "window_start": 0, "window_end": 1, "jacobian": "full", "sampling_batch": 1024,
     "iterations": 2, "batch_size": 6, "train_seeds": 2, "full_iterations": 3,
     "out_of_memory": "halve", "control_scale": 2, "checkpointing": 1, "vae_memory": "tiling",
-    "precision": "float16", "control_palette": "coco",
+    "precision": "float16", "control_palette": "coco", "layout_control": "both",
 }  # fmt: skip
 EMPTY = {
     "data_format": "folder", "train_images": 0, "val_images": 0, "threads": 0, "jobs": 0,
     "proxy_iterations": 7, "generator_iterations": 6, "budget": 2, "steps": 2, "lambda_seg": 0,
     "lambda_feat": 0, "window_start": 0.5, "window_end": 0.5, "iterations": 2,
     "vae_memory": "slicing", "precision": "bfloat16", "control_palette": "ade20k",
+    "layout_control": "attention",
 }  # fmt: skip
 SPECIAL = {
     "profile": "smoke", "run_dir": "run", "data_format": "scenes", "data_root": "",
@@ -154,7 +156,7 @@ TAKEN: dict[str, dict[Any, str]] = {
     "batch_size": {1024: "more than 64 GB"},
     "train_seeds": {100: LONG},
     "full_iterations": {10**7: LONG},
-    "generator": {"stable-diffusion": "gigabytes of weights"},
+    "generator": {"stable-diffusion": "gigabytes of weights", "mine.models:paint": "your own"},
     "proxy_config": {"segformer/segformer_mit-b2_8xb2-160k_ade20k-512x512.py": "needs weights"},
     "model_files": {"download": "fetches"},
     "network": {"swin-s": "needs weights"},
@@ -296,6 +298,7 @@ OUTSIDE: dict[str, list[Any]] = BELOW_AND_ABOVE | {
     "gpus": [*BELOW_AND_ABOVE["gpus"], 3],  # which do not share a batch of 4
 }
 OUTSIDE |= {name: ["", "else"] for name, choices in CHOICES.items() if choices}
+OUTSIDE["generator"] += ["mine:", ":paint", "mine.paint", "mine/models:paint", "mine:paint()"]
 BY_DATA = {
     "train_images": [6],
     "val_images": [4],
