@@ -33,7 +33,9 @@ from d3s2.data import opening
 from d3s2.data.tensors import read_masks
 from d3s2.guidance.losses import FeatureTargets
 from d3s2.guidance.painting import Painter, Recipe, generate
-from d3s2.guidance.sampler import Guidance
+from d3s2.guidance.sampler import Guidance, finish, initial_noise, sample
+from d3s2.models.custom import files_of, open_custom
+from d3s2.models.diffusion_parts import DiffusionOptions
 from d3s2.models.load import load_generator, load_proxy
 from d3s2.runs import cli, config
 from d3s2.runs.parameters import FIELDS, parse
@@ -329,6 +331,28 @@ def test_a_loss_can_be_added(tmp_path: Path, one_thread: None) -> None:
     unmuted = generate(plain, names["labels"], names["ids"], recipe)
     colour = names["colourfulness"]
     assert (colour(names["images"]) < 0.8 * colour(unmuted)).all()
+
+
+def test_a_generator_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = [code for page, code in blocks("python") if page == PAGE and "def crayons" in code]
+    names = run_block(PAGE, "def crayons", {"__name__": __name__})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "models.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    told = tmp_path / "crayons.json"
+    told.write_text("{}")
+    scenes = small_scenes(tmp_path / "scenes", 1)
+    options = DiffusionOptions(str(told), "")
+    model = open_custom(
+        "mine.models:crayons", options, scenes.class_names, scenes.palette[:20], "cpu"
+    )
+    assert files_of("mine.models:crayons", options) == names["files"](options) == [told]
+    labels = read_masks(scenes, [0])
+    run = sample(model, initial_noise([1], model.noise_shape(64, 64)), labels, None, 4)
+    pixels = (255 * (finish(run).image[0] / 2 + 0.5)).round().permute(1, 2, 0)
+    known = labels[0] < 255
+    expected = torch.from_numpy(scenes.palette[:20])[labels[0][known]]
+    assert (pixels[known] - expected).abs().max() <= 1
 
 
 def test_a_method_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:

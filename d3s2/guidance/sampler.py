@@ -272,8 +272,8 @@ def sample(
             `NoiseStream` that `noise` came from.
     Raises:
         D3S2Error: for steps that do not divide the schedule, a scale for a loss that there is not,
-            a loss that is not finite (naming loss, step and image), and a stochastic run without
-            `fresh`.
+            a loss that is not finite (naming loss, step and image), guidance where a flow model's
+            run begins, and a stochastic run without `fresh`.
     """
     if guidance.random and fresh is None:
         given = f"eta = {guidance.eta} and recurrence = {guidance.recurrence}"
@@ -284,11 +284,7 @@ def sample(
     held: dict[str, Tensor] = {}  # the gradients last taken
     for at in generator.schedule.steps(steps):
         guided = losses is not None and guidance.steers(at.index, steps)
-        if guided and not at.a_t:
-            raise D3S2Error(
-                f"Guidance begins at step {at.index}, where there is nothing but noise, and no "
-                "noise prediction moves the image: start later, with a larger window_start."
-            )
+        _check_level(at, guided)
         asked = losses if guided and guidance.asks(at.index, steps) else None
         for repeat in range(guidance.recurrence if guided else 1):
             if repeat:
@@ -298,8 +294,7 @@ def sample(
                 held = found.gradients
             gradient = _combine(held, found.eps, at.a_t, guidance) if guided else None
             eps = found.eps if gradient is None else found.eps + gradient
-            noise_only = None if at.a_t else found.clean
-            x = _step(x, eps, at, guidance.eta, clip, fresh, noise_only)
+            x = _step(x, eps, at, guidance.eta, clip, fresh, None if at.a_t else found.clean)
             yield Step(
                 index=at.index,
                 t=at.t,
@@ -317,6 +312,15 @@ def sample(
 def finish(steps: Iterator[Step]) -> Step:
     """Run a sampler to its end and return the last step."""
     return deque(steps, maxlen=1).pop()  # a list of all steps would hold all their images
+
+
+def _check_level(at: Timestep, guided: bool) -> None:
+    """Raise D3S2Error for guidance where a_t = 0: there no eps moves the image."""
+    if guided and not at.a_t:
+        raise D3S2Error(
+            f"Guidance begins at step {at.index}, where there is nothing but noise: start later, "
+            "with a larger window_start."
+        )
 
 
 def _noised_again(x: Tensor, at: Timestep, fresh: Fresh) -> Tensor:
