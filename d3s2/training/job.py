@@ -24,6 +24,7 @@ from d3s2.data.folder import open_folder
 RESULT = "result.json"
 WEIGHTS = "model.safetensors"
 PREDICTIONS = "predictions.npz"
+"""uint8[H, W] for each validation image, under its id; see `predictions`."""
 FINISHED = "finished.json"
 CONFIG = "mmseg.json"
 TRAINS = "training.worker"

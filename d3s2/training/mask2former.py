@@ -256,7 +256,8 @@ def _set_data(config: Config, job: TrainingJob) -> None:
             "test_mode": True,
         },
     }
-    config.val_evaluator = {"type": "D3S2IoU"}
+    answers = Path(job.work_dir) / "logs" / "predictions"
+    config.val_evaluator = {"type": "D3S2IoU", "folder": str(answers)}
     config.test_dataloader = None
     config.test_evaluator = None
     config.test_cfg = None

@@ -32,6 +32,7 @@ from d3s2.models.openmmlab import (
     IoUMetric,
     Mask2FormerHead,
 )
+from d3s2.training import predictions
 from d3s2.training.job import open_split
 
 COSTS = {"ClassificationCost", "CrossEntropyLossCost", "DiceCost"}
@@ -230,33 +231,34 @@ def _padded(values: Tensor, count: int) -> Tensor:
 
 @METRICS.register_module(name="D3S2IoU", force=True)
 class ClassIoU(IoUMetric):
-    """mmsegmentation's IoU metric; also keeps the IoU of each class and the predictions
-    themselves.
+    """mmsegmentation's IoU metric; also keeps the IoU of each class, and writes each prediction
+    down as soon as it is there: of an image, only the areas of its classes stay in memory.
+
+    folder: where the predictions go, one by one (see `predictions.keep`).
     """
 
-    def __init__(self, **rest: Any):
+    def __init__(self, folder: str, **rest: Any):
         super().__init__(iou_metrics=["mIoU"], ignore_index=IGNORE, **rest)
-        # In the order of the data set, also when several processes share it.
-        self.predictions: list[np.ndarray] = []
+        self.folder = Path(folder)
         self.per_class: list[float] = []
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Add a batch: to mmsegmentation's areas of each image, its prediction uint8[H, W]."""
+        """Add a batch: mmsegmentation's areas of each image; its prediction uint8[H, W] goes to
+        disk under the image's id.
+        """
         super().process(data_batch, data_samples)
-        for place, sample in enumerate(data_samples, start=-len(data_samples)):
+        for sample in data_samples:
             predicted = sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy()
-            self.results[place] = (*self.results[place], predicted.astype(np.uint8))
+            predictions.keep(self.folder, sample["img_path"], predicted.astype(np.uint8))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """mmsegmentation's numbers, after the IoU of each class has been taken from the same
         areas: NaN where a class is neither there nor predicted.
         """
-        self.predictions = [result[-1] for result in results]
-        areas = [result[:-1] for result in results]
-        intersection = sum(area[0] for area in areas).double()
-        union = sum(area[1] for area in areas).double()
+        intersection = sum(area[0] for area in results).double()
+        union = sum(area[1] for area in results).double()
         self.per_class = (intersection / union).tolist()
-        return super().compute_metrics(areas)
+        return super().compute_metrics(results)
 
 
 @HOOKS.register_module(name="D3S2Progress", force=True)

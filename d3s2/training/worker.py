@@ -25,8 +25,9 @@ import numpy as np
 
 from d3s2.core import machine
 from d3s2.core.errors import DiskFull
-from d3s2.core.files import atomic_path, write_json, write_npz
+from d3s2.core.files import atomic_path, write_json
 from d3s2.core.processes import end_with_parent
+from d3s2.training import predictions
 from d3s2.training.job import (
     CONFIG,
     ERROR,
@@ -99,8 +100,8 @@ def _write_files(folder: Path, runner: Any, facts: dict[str, object], begun: flo
 
     with atomic_path(folder / WEIGHTS) as temporary:
         mask2former.save_weights(runner.model, temporary)
-    predictions = runner.val_evaluator.metrics[0].predictions
-    write_npz(folder / PREDICTIONS, labels=np.stack(predictions))
+    judged = runner.val_dataloader.dataset.source
+    predictions.pack(runner.val_evaluator.metrics[0].folder, judged.ids, folder / PREDICTIONS)
     seconds = runner.train_loop.seconds_before + time.perf_counter() - begun
     cost = {"seconds": seconds, "peak_memory_mb": machine.peak_memory()}
     write_json(folder / "logs" / "cost.json", cost)

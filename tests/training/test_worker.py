@@ -12,7 +12,7 @@ import torch
 from training_jobs import make_job
 
 from d3s2.core.files import read_json
-from d3s2.training import evaluation, mask2former, registered, worker
+from d3s2.training import evaluation, mask2former, predictions, registered, worker
 from d3s2.training.job import (
     ERROR,
     OUT_OF_MEMORY,
@@ -96,8 +96,10 @@ def test_the_hashes_are_written_when_all_else_is_there(tmp_path, monkeypatch):
     runner = SimpleNamespace(
         model=torch.nn.Linear(2, 1),
         train_loop=SimpleNamespace(seconds_before=100.0),
-        val_evaluator=SimpleNamespace(metrics=[SimpleNamespace(predictions=[np.eye(2)])]),
+        val_dataloader=SimpleNamespace(dataset=SimpleNamespace(source=SimpleNamespace(ids=["a"]))),
+        val_evaluator=SimpleNamespace(metrics=[SimpleNamespace(folder=tmp_path / "answers")]),
     )
+    predictions.keep(tmp_path / "answers", "a", np.eye(2, dtype=np.uint8))
     logs = tmp_path / "logs"
     logs.mkdir()
     checkpoint = logs / "checkpoint-0.pt"
@@ -119,11 +121,12 @@ def test_the_hashes_are_written_when_all_else_is_there(tmp_path, monkeypatch):
     assert read_json(logs / "cost.json")["seconds"] > 100
     weights = mask2former.load_file(tmp_path / WEIGHTS)
     assert torch.equal(weights["weight"], runner.model.weight)
+    assert not (tmp_path / "answers").exists()
 
 
 def test_the_scores_of_a_result_are_those_of_the_confusion_matrix(tmp_path):
     """mmsegmentation's metric over batches of images, against a count of all their pixels."""
-    rng, metric = np.random.default_rng(4), registered.ClassIoU()
+    rng, metric = np.random.default_rng(4), registered.ClassIoU(str(tmp_path / "answers"))
     metric.dataset_meta = {"classes": tuple("abcde")}  # no pixel of "c" and "e", nor called so
     said, true = rng.choice([0, 1, 3], (2, 5, 6, 9)).astype(np.uint8)
     true[rng.random(true.shape) < 0.2] = 255
@@ -132,6 +135,7 @@ def test_the_scores_of_a_result_are_those_of_the_confusion_matrix(tmp_path):
             {
                 "pred_sem_seg": {"data": torch.from_numpy(said[k][None].astype(np.int64))},
                 "gt_sem_seg": {"data": torch.from_numpy(true[k][None].astype(np.int64))},
+                "img_path": f"image {k}",
             }
             for k in batch
         ]
@@ -164,4 +168,8 @@ def test_the_scores_of_a_result_are_those_of_the_confusion_matrix(tmp_path):
         "processes": 1,
         "parts": 2,
     }
-    assert np.array_equal(np.stack(metric.predictions), said)
+    names = [f"image {k}" for k in (4, 0, 1, 2, 3)]
+    predictions.pack(tmp_path / "answers", names, tmp_path / "said.npz")
+    with np.load(tmp_path / "said.npz") as stored:
+        assert stored.files == names
+        assert all(np.array_equal(stored[f"image {k}"], said[k]) for k in range(5))
