@@ -1,20 +1,60 @@
-"""Which network chapter 04 trains, and where its pretrained backbone lies."""
+"""What chapter 04 trains and on which files, how it judges, and where the pretrained backbone
+lies.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from d3s2.data.dataset import SegmentationDataset
+from d3s2.data.pairing import parse_size
 from d3s2.runs.parameters import Settings
 from d3s2.runs.published import missing, named_or_published
 
 
 def training_network(settings: Settings) -> dict[str, Any]:
-    """The fields of a `TrainingJob` that say which network is trained, by how many processes."""
-    shared = {"processes": settings.gpus}
+    """The fields of a `TrainingJob` that say which network is trained, by how many processes, and
+    how it is judged.
+    """
+    shared = {"processes": settings.gpus, "protocol": settings.protocol}
     if settings.network == "scaled-down":
         return shared
     return shared | {"network": settings.network, "backbone_weights": str(backbone_path(settings))}
+
+
+def training_data(
+    settings: Settings, train: SegmentationDataset, val: SegmentationDataset
+) -> dict[str, Any]:
+    """The fields of a `TrainingJob` that say which images it reads: the prepared ones, or with
+    protocol=published the files that these were prepared from. A distilled set has no others.
+    """
+    places = {"train_root": str(train.root), "val_root": str(val.root)}
+    places |= {"train_ids": train.ids, "val_ids": val.ids}
+    if settings.protocol == "squeezed":
+        return places
+    places |= {"val_root": settings.data_root, "val_format": settings.data_format}
+    if train.root == val.root:  # prepared together
+        places |= {"train_root": settings.data_root, "train_format": settings.data_format}
+    return places
+
+
+def protocol_facts(settings: Settings) -> dict[str, str]:
+    """What a table of this run must say of how its scores were made, under "protocol"; nothing
+    where nobody would hold them beside published ones.
+    """
+    if settings.protocol == "published":
+        short = min(parse_size(settings.image_size))
+        how = (
+            f"published: crops of {settings.image_size} of the original images; whole validation "
+            f"images with a short side of {short}, judged at the size of their own masks"
+        )
+        return {"protocol": how}
+    if settings.network == "scaled-down":
+        return {}
+    size = settings.image_size
+    how = f"squeezed: images and masks of {size} whatever their aspect, also to judge"
+    return {"protocol": f"{how}; not the usual evaluation"}
 
 
 def backbone_path(settings: Settings) -> Path:

@@ -192,6 +192,11 @@ class Settings:
         "Mask2Former that is trained: scaled down, or Swin-S as shipped",
         choices=("scaled-down", "swin-s"),
     )
+    protocol: str = _parameter(
+        str,
+        "images to train and to judge: squeezed to image_size, or as published figures are made",
+        choices=("squeezed", "published"),
+    )
     backbone_weights: str = _parameter(
         str, "ImageNet weights for swin-s; empty = <home>/models/<published file>"
     )
@@ -311,6 +316,11 @@ def check_together(settings: Settings, defaults: Mapping[str, Any]) -> None:
                     f"{name} is {getattr(settings, name)!r} but scenes come with their own small "
                     "networks: leave it away, or take another profile or data_format."
                 )
+        if settings.protocol == "published":
+            raise D3S2Error(
+                "protocol is 'published' but scenes are drawn at one size: leave it away, or take "
+                "another data_format."
+            )
     if settings.batch_size % settings.gpus:
         raise D3S2Error(
             f"batch_size is {settings.batch_size} and gpus {settings.gpus}: the GPUs share a "

@@ -57,6 +57,7 @@ _SCENES: dict[str, Any] = {
     "proxy_checkpoint": "",
     "proxy_layers": "",
     "network": "scaled-down",
+    "protocol": "squeezed",
     "backbone_weights": "",
     "gpus": 1,
     "out_of_memory": "stop",
@@ -78,6 +79,7 @@ _REAL = _SCENES | {
     "train_seeds": 3,
     "generator": "stable-diffusion",
     "network": "swin-s",
+    "protocol": "published",
 }
 
 PROFILES: dict[str, dict[str, Any]] = {

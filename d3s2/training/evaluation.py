@@ -119,8 +119,10 @@ def _class_means(scores: Sequence[Sequence[float]]) -> tuple[float | None, ...]:
     )
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The table as Markdown, mIoU as mean +- standard deviation."""
+def markdown_table(rows: Sequence[Row], protocol: str = "") -> str:
+    """The table as Markdown, mIoU as mean +- standard deviation. protocol: how the scores were
+    made, which is said below.
+    """
     lines = [
         "| training set | images | iterations | trainings | val mIoU (%) |",
         "|---|---:|---:|---:|---:|",
@@ -131,14 +133,16 @@ def markdown_table(rows: Sequence[Row]) -> str:
             f"| {row.set} | {row.images} | {row.iterations} | {row.seeds} | "
             f"{row.miou_mean:.1f}{spread} |"
         )
+    if protocol:
+        lines += ["", f"Protocol: {protocol}."]
     return "\n".join(lines) + "\n"
 
 
 def write_report(
     folder: str | Path, rows: Sequence[Row], class_names: Sequence[str], facts: Mapping[str, Any]
 ) -> None:
-    """Write results.json (everything), results.csv and results.md (the table). facts: JSON
-    values.
+    """Write results.json (everything), results.csv and results.md (the table). facts: JSON values,
+    of which "protocol" is said below the table.
     """
     folder = Path(folder)
     write_json(
@@ -147,7 +151,7 @@ def write_report(
     )
     header = [*COLUMNS, *(f"iou_{name}" for name in class_names)]
     write_csv(folder / "results.csv", [header, *map(_cells, rows)])
-    write_text(folder / "results.md", markdown_table(rows))
+    write_text(folder / "results.md", markdown_table(rows, str(facts.get("protocol", ""))))
 
 
 def _cells(row: Row) -> list[object]:

@@ -19,7 +19,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, read_json, sha256, write_json
 from d3s2.core.machine import require_gpus
 from d3s2.data.dataset import IGNORE, SegmentationDataset
-from d3s2.data.folder import open_folder
+from d3s2.data.opening import open_dataset
 
 RESULT = "result.json"
 WEIGHTS = "model.safetensors"
@@ -35,6 +35,7 @@ ERROR = "error.txt"
 """In logs/: the traceback with which the training ended."""
 NETWORKS = ("scaled-down", "swin-s")
 DEVICES = ("cpu", "cuda")
+PROTOCOLS = ("squeezed", "published")
 SMALLEST = 16
 """Pixels of an image's shorter side."""
 
@@ -50,8 +51,10 @@ _SHARING = {"decides": False}
 class TrainingJob:
     """Everything that decides one training, and where and how it is run, which decides nothing.
 
-    train_root, val_root: folder-format data, of which the splits count by their content; train_ids,
-    val_ids: the images of the split, None = all of them; size: (H, W) of the images; device: "cpu"
+    train_root, val_root: data in the layouts train_format and val_format (see `data.opening`), of
+    which the splits count by their content; train_ids, val_ids: the images of the split, None = all
+    of them; size: (H, W) of the images, or of the crops; protocol: "squeezed" or "published", how
+    images are read and judged (see `protocol`); device: "cpu"
     or "cuda"; work_dir: where the results go; network: "scaled-down", or "swin-s" as mmsegmentation
     ships it, from the backbone_weights (a file); processes: how many, on as many GPUs, share each
     batch; parts: each takes its share in so many parts, which needs less memory and gives, random
@@ -71,6 +74,9 @@ class TrainingJob:
     batch_size: int = 4
     seed: int = 0
     size: tuple[int, int] = (64, 64)
+    protocol: str = "squeezed"
+    train_format: str = field(default="folder", metadata=_PLACE)
+    val_format: str = field(default="folder", metadata=_PLACE)
     device: str = "cpu"
     network: str = "scaled-down"
     backbone_weights: str = field(default="", metadata=_PLACE)
@@ -109,13 +115,18 @@ class TrainingResult:
 
 
 def open_split(
-    root: str | Path, split: str, ids: Sequence[str] | None, size: Sequence[int] | None
+    root: str | Path,
+    split: str,
+    ids: Sequence[str] | None,
+    size: Sequence[int] | None,
+    layout: str = "folder",
 ) -> SegmentationDataset:
-    """The images of a folder-format split that the ids name (None = all), in that order.
+    """The images of a split that the ids name (None = all), in that order. size: (H, W) to read
+    them at, None = as they are; layout: how the data lies on disk, see `data.opening`.
 
     Raises D3S2Error for an id that the split does not have.
     """
-    dataset = open_folder(root, split, tuple(size) if size is not None else None)
+    dataset = open_dataset(layout, root, split, tuple(size) if size is not None else None)
     if ids is None:
         return dataset
     place = {name: index for index, name in enumerate(dataset.ids)}
@@ -126,6 +137,18 @@ def open_split(
             "select again."
         )
     return dataset.subset([place[name] for name in ids])
+
+
+def training_split(job: TrainingJob) -> SegmentationDataset:
+    """The images that a job trains on, at the size at which they are read."""
+    size = job.size if job.protocol == "squeezed" else None
+    return open_split(job.train_root, job.train_split, job.train_ids, size, job.train_format)
+
+
+def validation_split(job: TrainingJob) -> SegmentationDataset:
+    """The images that a job is judged on; its predictions have the sizes of their masks."""
+    size = job.size if job.protocol == "squeezed" else None
+    return open_split(job.val_root, job.val_split, job.val_ids, size, job.val_format)
 
 
 def check_job(job: TrainingJob) -> None:
@@ -141,6 +164,11 @@ def check_job(job: TrainingJob) -> None:
     if job.device not in DEVICES:
         raise D3S2Error(
             f"training {job.name!r}: device {job.device!r} is unknown, use 'cpu' or 'cuda'."
+        )
+    if job.protocol not in PROTOCOLS:
+        raise D3S2Error(
+            f"training {job.name!r}: protocol {job.protocol!r} is unknown, use 'squeezed' or "
+            "'published'."
         )
     lacks_weights = job.network == "swin-s" and not Path(job.backbone_weights).is_file()
     if job.network not in NETWORKS or lacks_weights:
@@ -168,8 +196,8 @@ def job_key(job: TrainingJob) -> str:
     """
     values = asdict(job)
     deciding = [spec.name for spec in fields(job) if spec.metadata.get("decides", True)]
-    train = open_split(job.train_root, job.train_split, job.train_ids, job.size)
-    val = open_split(job.val_root, job.val_split, job.val_ids, job.size)
+    train = training_split(job)
+    val = validation_split(job)
     _require_labels(job, train, "there is nothing to learn")
     _require_labels(job, val, "there is no mIoU to measure")
     data = [train.fingerprint(), val.fingerprint()]

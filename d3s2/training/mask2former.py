@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from d3s2.models.openmmlab import CONFIGS, MODELS
-from d3s2.training import swin
+from d3s2.training import protocol, swin
 from d3s2.training.job import TrainingJob
 from d3s2.training.loop import bare
 
@@ -79,6 +79,8 @@ def build_config(job: TrainingJob, checkpoint: Path | None = None) -> Config:
     else:
         _scale_down(config.model, job)
         _set_schedule(config, job)
+    if job.protocol == "published":
+        protocol.adapt(config, job)
     _set_loop(config, job, checkpoint)
     _set_environment(config, job)
     return config
@@ -134,7 +136,8 @@ def learning_rates(config: Config) -> np.ndarray:
 
 def plain_config(config: Config, shown: Mapping[str, Any]) -> dict[str, Any]:
     """What mmsegmentation's `init_model` needs of a configuration, without d3s2 and without a path:
-    JSON values. shown: the classes and the palette, which its pictures are drawn with.
+    JSON values; an image goes the way that those of the evaluation went. shown: the classes and the
+    palette, which its pictures are drawn with.
 
     The head is mmsegmentation's own: ours differs in how it trains.
     """
@@ -142,11 +145,11 @@ def plain_config(config: Config, shown: Mapping[str, Any]) -> dict[str, Any]:
     model["backbone"]["init_cfg"] = None
     model["decode_head"]["type"] = "Mask2FormerHead"
     height, width = model["data_preprocessor"]["size"]
-    pipeline = [
-        {"type": "LoadImageFromFile"},
-        {"type": "Resize", "scale": [width, height], "keep_ratio": False},
-        {"type": "PackSegInputs"},
-    ]
+    resized = {"type": "Resize", "scale": [width, height], "keep_ratio": False}
+    judged = config.val_dataloader["dataset"]
+    if judged["size"] is None:  # `published`
+        resized = judged["pipeline"][0]
+    pipeline = [{"type": "LoadImageFromFile"}, resized, {"type": "PackSegInputs"}]
     meta = {name: shown[name] for name in ("classes", "palette")}
     return {
         "default_scope": "mmseg",

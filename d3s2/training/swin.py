@@ -2,22 +2,21 @@
 augmentation and optimizer are its own.
 
 Our choices: one length for all training sets, far shorter than the shipped 160,000 iterations of 16
-images, a learning rate scaled linearly to the batch, evaluation at the size of the prepared data,
-and a head that matches a batch at once. The configuration is the one for ADE20K; for other data its
-number of classes changes and nothing else, as in FreeMask.
+images, a learning rate scaled linearly to the batch, and a head that matches a batch at once; for
+how images are read and judged, see `protocol`. The configuration is the one for ADE20K; for other
+data its number of classes changes and nothing else, as in FreeMask.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from d3s2.data.dataset import IGNORE
+from d3s2.training import protocol
 from d3s2.training.job import TrainingJob
 
 SHIPPED_BATCH = 16
 WORKERS = 4
 VAL_BATCH = 4
-_LOADING = ("LoadImageFromFile", "LoadAnnotations")
 
 
 def adapt(config: Any, job: TrainingJob) -> None:
@@ -43,23 +42,7 @@ def _set_model(model: Any, job: TrainingJob) -> None:
 
 
 def _set_loaders(config: Any, job: TrainingJob) -> None:
-    """The shipped augmentation; reading, and leaving out label 0, is done by the data set."""
-    pipeline = [step for step in config.train_pipeline if step["type"] not in _LOADING]
-    for step in pipeline:
-        if step["type"] == "RandomCrop":
-            step["crop_size"] = tuple(job.size)
-        if step["type"] == "RandomChoiceResize":
-            step["scales"] = [int(min(job.size) * share * 0.1) for share in range(5, 21)]
-            step["max_size"] = 4 * max(job.size)
-    # Smaller images are filled up here, not by the preprocessor as in the shipped file, with what
-    # it would fill in: the
-    # mean colour, BGR. So all views have one size, which notebook 04 shows.
-    mean = tuple(round(value) for value in reversed(config.model.data_preprocessor.mean))
-    pipeline.insert(
-        -1,
-        {"type": "Pad", "size": tuple(reversed(job.size)), "pad_val": {"img": mean, "seg": IGNORE}},
-    )
-    config.train_dataloader["dataset"]["pipeline"] = pipeline
+    config.train_dataloader["dataset"]["pipeline"] = protocol.augmentation(config, job)
     workers = WORKERS if job.device == "cuda" else 0
     config.train_dataloader.update(num_workers=workers, persistent_workers=workers > 0)
     config.val_dataloader.update(num_workers=workers, batch_size=VAL_BATCH)

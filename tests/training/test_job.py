@@ -46,6 +46,7 @@ DECIDING = {
     "batch_size": 3,
     "seed": 1,
     "size": (32, 40),
+    "protocol": "published",
     "device": "cuda",
     "network": "other",
 }
@@ -63,7 +64,7 @@ def test_the_key_follows_what_decides_and_nothing_else(data, tmp_path):
         assert job_key(replace(job, **{name: value})) == key, name
     others = [job_key(replace(job, **{name: value})) for name, value in DECIDING.items()]
     assert len({key, *others}) == 1 + len(DECIDING)
-    places = {"train_root", "val_root"}
+    places = {"train_root", "val_root", "train_format", "val_format"}
     assert {spec.name for spec in fields(TrainingJob)} == {*BESIDE, *DECIDING, *places}
 
 
@@ -81,9 +82,9 @@ def test_the_same_data_elsewhere_is_the_same_job_and_changed_data_is_not(data, t
 def test_the_key_reads_each_split_once_and_the_check_none(data, tmp_path, monkeypatch):
     opened: list[str] = []
 
-    def counted(root, split, ids, size):
+    def counted(root, split, *more):
         opened.append(split)
-        return open_split(root, split, ids, size)
+        return open_split(root, split, *more)
 
     monkeypatch.setattr(module, "open_split", counted)
     check_job(make_job(data, tmp_path))
@@ -103,6 +104,7 @@ def test_the_key_reads_each_split_once_and_the_check_none(data, tmp_path, monkey
         ({"size": (64, 15)}, "at least \\(16, 16\\)"),
         ({"device": "tpu"}, "device 'tpu'"),
         ({"network": "swin-x"}, "network 'swin-x'"),
+        ({"protocol": "squashed"}, "protocol 'squashed' is unknown"),
         ({"network": "swin-s"}, "'' is no file"),
         ({"processes": 3}, "a batch of 2 cannot be shared by 3 processes"),
         ({"parts": 3}, "in 3 parts"),
