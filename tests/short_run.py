@@ -68,7 +68,8 @@ l1, l2 = settings.lambda_seg, settings.lambda_feat""",
     ],
     "04_train_mask2former": [
         OPEN,
-        """from d3s2.training import evaluation
+        """from d3s2.runs.network_choice import protocol_facts
+from d3s2.training import evaluation
 from d3s2.training.job import TrainingJob, job_key
 from d3s2.training.side_by_side import train_all
 val, k, run_on = run.val, run.size, run.device
