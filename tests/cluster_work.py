@@ -27,3 +27,7 @@ def refuse(item: int) -> int:
 def core(item: int) -> tuple[int | None, int]:
     time.sleep(0.3)  # so that every worker gets an item
     return parallel.own_core(), os.getpid()
+
+
+def die(item: int) -> None:
+    os._exit(1)

@@ -21,6 +21,8 @@ they import decides no byte.
 """
 WATCHING = ("psutil", "tqdm")
 """Libraries that only look at processes, or draw how far something is."""
+ONLOOKERS = ("d3s2.core.long_work",)
+"""Modules that do no more than that: no source of theirs counts, nor what only they import."""
 
 
 def code_version(*modules: str) -> str:
@@ -56,13 +58,13 @@ def library_versions(*modules: str) -> dict[str, str]:
 def sources(*modules: str) -> dict[str, str]:
     """The source of these modules and of all that they import from d3s2, by full name.
 
-    The package's own `__init__` (only the version number) does not count.
+    The package's own `__init__` (only the version number) and `ONLOOKERS` do not count.
     """
     found: dict[str, str] = {}
     waiting = ["d3s2." + name.removeprefix("d3s2.") for name in modules]
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in found or name in ONLOOKERS:
             continue
         path = _source_file(name)
         if path is None:

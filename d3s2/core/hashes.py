@@ -15,17 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, hash_files, read_json, sha256, unreadable, write_json
+from d3s2.core.long_work import over
 
 SMALL = 64 * 1024
 """Bytes up to which reading a file is as quick as remembering it."""
 SETTLED = 5.0
 """Seconds after its last change from which a file's times tell it from its next version."""
-LONG_AFTER = 3
-"""Seconds after which a progress bar appears."""
 
 
 def remembered_hashes(cache: Path, paths: Sequence[Path]) -> list[str]:
@@ -37,7 +34,7 @@ def remembered_hashes(cache: Path, paths: Sequence[Path]) -> list[str]:
     """
     memories: dict[Path, _Memory] = {}
     found = []
-    for path in tqdm(paths, desc="reading files", delay=LONG_AFTER, disable=None, leave=False):
+    for path in over(paths, len(paths), "reading files"):
         memory = memories.get(path.parent)
         if memory is None:
             memory = memories[path.parent] = _Memory(cache, path.parent)

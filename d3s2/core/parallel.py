@@ -29,11 +29,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from tqdm import tqdm
-
 from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import sha256
+from d3s2.core.long_work import over
 
 SCHEDULER = "D3S2_SCHEDULER"
 """Environment variable, how a run tells its notebooks: empty = in this process, "local", or a
@@ -305,7 +304,6 @@ def chunks(items: int, size: int) -> list[range]:
     return [range(start, min(start + size, items)) for start in range(0, items, size)]
 
 
-def with_bar(parts: Iterable[Any], total: int, label: str, progress: bool) -> Iterable[Any]:
-    """The parts, with a progress bar on a terminal."""
-    # disable=None: tqdm draws on a terminal only, so executed notebooks and logs stay clean
-    return tqdm(parts, total=total, desc=label, disable=None if progress else True, leave=False)
+def with_bar(parts: Iterable[Any], total: int, label: str, progress: bool) -> Iterator[Any]:
+    """The parts, while it is shown how many of them are done (see `long_work`)."""
+    return over(parts, total, label, progress)

@@ -127,7 +127,7 @@ class SegmentationDataset:
                 return path.parents[2]
         raise D3S2Error(
             f"{self.name}/{self.split} does not lie in a folder of the ordinary layout: write it "
-            "there with `data.folder.materialise`."
+            "there with `data.preparing.materialise`."
         )
 
     @property

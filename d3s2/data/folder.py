@@ -14,12 +14,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import write_csv, write_png
@@ -45,33 +43,6 @@ def open_folder(
     return SegmentationDataset(
         root.resolve().name, split, classes, *pairs, code, checked_size(size)
     )
-
-
-def materialise(
-    dataset: SegmentationDataset, folder: Path | str, progress: bool = True
-) -> SegmentationDataset:
-    """Write a dataset (at its `size`) in the ordinary layout, as lossless PNG, and open what was
-    written.
-
-    Every file appears whole or not at all, and files that are there and hold the same pixels are
-    kept: a broken run goes on where it stopped. Raises D3S2Error when the folder already holds
-    other classes, other ids or other pixels.
-    """
-    folder = Path(folder)
-    write_classes(folder / "classes.csv", dataset.classes)
-    label = f"writing {folder.name}/{dataset.split}"
-    names = tqdm(dataset.ids, desc=label, disable=None if progress else True)
-    for index, name in enumerate(names):
-        for part, read in (("images", dataset.read_image), ("labels", dataset.read_labels)):
-            complete_png(folder / dataset.split / part / f"{name}.png", read(index))
-    written = open_folder(folder, dataset.split)
-    if written.ids != dataset.ids:
-        extra = sorted(set(written.ids) - set(dataset.ids))
-        raise D3S2Error(
-            f"{folder / dataset.split} also holds {len(extra)} images of something else, such as "
-            f"{extra[:1]}: choose an empty folder."
-        )
-    return replace(written, name=dataset.name)
 
 
 def complete_png(path: Path, pixels: np.ndarray, compress_level: int = 6) -> None:

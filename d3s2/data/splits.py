@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from d3s2.core import places
 from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, read_json, write_json
 from d3s2.core.hashes import remembered_hashes
+from d3s2.core.long_work import Steps
 from d3s2.data import scenes
 from d3s2.data.benchmarks import FORMATS, fetching
 from d3s2.data.dataset import SegmentationDataset
-from d3s2.data.folder import materialise, open_folder, write_classes
+from d3s2.data.folder import open_folder, write_classes
 from d3s2.data.opening import open_dataset
 from d3s2.data.pairing import parse_size
+from d3s2.data.preparing import materialise
 from d3s2.data.scenes import scenes_classes
 
 SPLITS = ("train", "val")
@@ -142,16 +143,9 @@ def _open_scenes(
         _refuse_foreign_files(folder, names)
         write_classes(folder / "classes.csv", scenes_classes())
         for split, count in zip(SPLITS, wanted, strict=True):
-            with tqdm(
-                total=count, desc=f"drawing {split}", disable=None if progress else True
-            ) as bar:
-                advance = partial(_advance, bar)
-                scenes.write_split(folder, split, count, SCENES_SEED, advance)
+            with Steps(f"drawing {split}", count, shown=progress) as steps:
+                scenes.write_split(folder, split, count, SCENES_SEED, lambda _: steps.add())
     return _finish(folder, "scenes", wanted)
-
-
-def _advance(bar: tqdm, done: int) -> None:
-    bar.update(done - bar.n)
 
 
 def _thin(dataset: SegmentationDataset, count: int) -> SegmentationDataset:

@@ -4,13 +4,17 @@ memory it takes.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Self, TextIO
 
 import psutil
+
+from d3s2.core import long_work
 
 _WIDTH = 24
 
@@ -19,14 +23,18 @@ class Display:
     """Progress of one notebook after the other.
 
     On a terminal the line of the running notebook is redrawn in place, every second; elsewhere (a
-    log file, CI) only its beginning and end are written.
+    log file, CI) its beginning and end are written and, of long work inside it, at most a line a
+    minute (`long_work`).
     """
 
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
         self.name, self.done, self.total = "", 0, 0
+        self.inner: Path | None = None
         self.started = self.began = time.perf_counter()
+        self._said: tuple[str, int] = ("", 0)
+        self._next = 0.0
         self._lock = threading.Lock()
 
     def line(self, text: str) -> None:
@@ -35,9 +43,10 @@ class Display:
             self.stream.write(f"\r\x1b[K{text}\n" if self.live else f"{text}\n")
             self.stream.flush()
 
-    def begin(self, name: str) -> None:
-        """A notebook starts."""
+    def begin(self, name: str, inner: Path | None = None) -> None:
+        """A notebook starts. inner: the file in which its kernel notes how far long work is."""
         self.name, self.done, self.total, self.began = name, 0, 0, time.perf_counter()
+        self.inner = inner
         self.tick() if self.live else self.line(f"{name}: running")
 
     def cells(self, done: int, total: int) -> None:
@@ -46,19 +55,35 @@ class Display:
         self.tick()
 
     def tick(self) -> None:
-        """Redraw the live line."""
-        if not self.live:
-            return
+        """Redraw the live line, or write one of the log when it is time."""
         now = time.perf_counter()
+        state = long_work.noted(self.inner) if self.inner else None
+        if not self.live:
+            self._log(state, now)
+            return
+        cells = f"{self.done}/{self.total or '?'} cells  {clock(now - self.began)}"
         filled = _WIDTH * self.done // self.total if self.total else 0
-        bar = "#" * filled + "." * (_WIDTH - filled)
-        text = (
-            f"{self.name:<24.24} [{bar}] {self.done}/{self.total or '?'} cells  "
-            f"{clock(now - self.began)}"
-        )
+        bar = f"[{'#' * filled + '.' * (_WIDTH - filled)}] "
+        total = f"  (total {clock(now - self.started)})"
+        inner = (bar, total) if state is None else ("", f"  {state}")  # there is one line for all
+        text = f"{self.name:<24.24} {inner[0]}{cells}{inner[1]}"
+        columns = shutil.get_terminal_size().columns
         with self._lock:
-            self.stream.write(f"\r\x1b[K{text}  (total {clock(now - self.started)})")
+            self.stream.write(f"\r\x1b[K{text[: columns - 1]}")
             self.stream.flush()
+
+    def _log(self, state: long_work.State | None, now: float) -> None:
+        """A line where long work has come further since the last one."""
+        if state is None:
+            return
+        if state.label != self._said[0]:  # other work begins, which may be short
+            self._said = (state.label, -1)
+            self._next = max(self._next, now + long_work.QUIET)
+        if now < self._next or self._said[1] == state.done:
+            return
+        self._next = now + long_work.PAUSE
+        self._said = (state.label, state.done)
+        self.line(f"{self.name}: {state}")
 
     def end(self, text: str) -> None:
         """The notebook is over."""

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from d3s2.core import parallel, places
+from d3s2.core import long_work, parallel, places
 from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error, NotebookFailed
 from d3s2.core.files import digest, sha256, write_json
@@ -210,19 +210,21 @@ def _execute(chapter: Chapter, settings: Settings, key: str, force: bool, displa
     part.
     """
     record, log = _record_path(chapter, settings.run_dir), _stage_log(chapter, settings.run_dir)
+    inner = log.with_suffix(".progress")
     copy = _copy_path(chapter, settings.run_dir)
     if force:
         _supersede_stages(record, settings.run_dir)
     if copy.is_file() and (earlier := _read_record(record)) and not _is_as_executed(copy, earlier):
         _put_aside(copy, settings.run_dir)
-    for old in (record, log):
+    for old in (record, log, inner):
         old.unlink(missing_ok=True)
     record.parent.mkdir(parents=True, exist_ok=True)
     values = asdict(settings)
     parameters = {name: values[name] for name in chapter.parameters if name in values}
     started = time.perf_counter()
-    with Meter(display.tick) as meter, variable(STAGE_LOG, str(log)):
-        display.begin(chapter.name)
+    noting = variable(long_work.FILE, str(inner))
+    with Meter(display.tick) as meter, variable(STAGE_LOG, str(log)), noting:
+        display.begin(chapter.name, inner)
         try:
             execute(chapter.path, copy, parameters, cwd=settings.run_dir, on_cell=display.cells)
         except NotebookFailed as error:
@@ -240,7 +242,8 @@ def _execute(chapter: Chapter, settings: Settings, key: str, force: bool, displa
         "peak_memory_mb": meter.peak_mb,
     }
     write_json(record, facts | {"digest": digest(facts)})
-    log.unlink(missing_ok=True)
+    for used in (log, inner):
+        used.unlink(missing_ok=True)
 
 
 def _failure(error: NotebookFailed, chapter: Chapter, run_dir: str, peak_mb: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from d3s2.core import hashes
+from d3s2.core import hashes, long_work
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import atomic_path, hash_files
 from d3s2.core.hashes import remembered_hashes
@@ -187,13 +187,13 @@ def test_a_person_at_a_terminal_sees_how_far_it_is(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for delay in (0, 1000):
-        monkeypatch.setattr(hashes, "LONG_AFTER", delay)
+        monkeypatch.setattr(long_work, "FLASH", delay)
         monkeypatch.setattr(sys, "stderr", Terminal())
         remembered_hashes(tmp_path / "cache", files)
         said = sys.stderr.getvalue()
         assert ("\rreading files:   0%|" in said and " 0/3 " in said) == (delay == 0)
         assert not said.strip("\r ") or said.endswith("\r")  # wiped out at the end
-    monkeypatch.setattr(hashes, "LONG_AFTER", 0)
+    monkeypatch.setattr(long_work, "FLASH", 0)
     monkeypatch.setattr(sys, "stderr", io.StringIO())  # a log
     remembered_hashes(tmp_path / "cache", files)
     assert sys.stderr.getvalue() == ""

@@ -18,8 +18,8 @@ from d3s2.core.errors import D3S2Error
 from d3s2.data import benchmarks
 from d3s2.data.class_lists import classes_of
 from d3s2.data.dataset import IGNORE, SegmentationDataset
-from d3s2.data.folder import materialise
 from d3s2.data.opening import open_dataset
+from d3s2.data.preparing import materialise
 from d3s2.models import control_colors, mmcv_ops
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_scenes import small_scenes
 
 from d3s2.core.errors import D3S2Error
-from d3s2.data import scenes
+from d3s2.data import preparing, scenes
 from d3s2.data.dataset import IGNORE, BadFile, ClassInfo
-from d3s2.data.folder import materialise, read_classes, write_classes
+from d3s2.data.folder import read_classes, write_classes
 from d3s2.data.opening import open_dataset
+from d3s2.data.preparing import materialise
 from d3s2.data.scenes import scenes_classes
 from d3s2.data.splits import open_splits, parse_size
 
@@ -101,7 +103,7 @@ def test_the_root_is_the_folder_of_the_ordinary_layout_and_of_no_other(root: Pat
             _ = replace(data, image_paths=paths).root
         assert str(caught.value) == (
             f"{root.name}/train does not lie in a folder of the ordinary layout: write it there "
-            "with `data.folder.materialise`."
+            "with `data.preparing.materialise`."
         )
 
 
@@ -541,6 +543,26 @@ def test_materialise_writes_what_was_read(
     for index in range(len(data)):
         assert (written.read_image(index) == data.read_image(index)).all()
         assert (written.read_labels(index) == data.read_labels(index)).all()
+
+
+@pytest.mark.processes
+def test_several_processes_write_the_same_bytes_and_name_the_file_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = replace(small_scenes(tmp_path / "scenes", count=12), size=(32, 48))
+    monkeypatch.setattr(preparing, "WORTHWHILE", 2)
+    monkeypatch.setattr(preparing, "PIECE", 2)
+    written = []
+    for processes in (1, 2):
+        materialise(data, tmp_path / str(processes), progress=False, processes=processes)
+        files = sorted((tmp_path / str(processes)).rglob("*.*"))
+        written.append([path.read_bytes() for path in files])
+    assert written[0] == written[1] and len(written[0]) == 2 * 12 + 1
+    data.image_paths[7].write_bytes(b"no image")
+    (tmp_path / "2" / "train" / "images" / f"{data.ids[3]}.png").unlink()
+    with pytest.raises(BadFile, match=f"{data.ids[7]}.png .cannot identify"):
+        materialise(data, tmp_path / "2", progress=False, processes=2)
+    assert (tmp_path / "2" / "train" / "images" / f"{data.ids[3]}.png").is_file()
 
 
 def test_materialise_resumes_and_refuses_a_foreign_folder(

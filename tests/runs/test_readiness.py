@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 from small_benchmarks import make_ade20k
 
-from d3s2.runs import config, readiness
+from d3s2.runs import config, progress, readiness
 from d3s2.runs.progress import Display, Meter, clock
 
 
@@ -153,6 +154,42 @@ def test_progress_on_a_terminal_and_in_a_file() -> None:
     assert "[######..................] 3/12 cells" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\x1b[K01_data_statistics: 0:05\n")
     assert file.getvalue() == "01_data_statistics: running\n01_data_statistics: 0:05\n"
+
+
+def test_a_log_shows_the_work_inside_a_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    log, path = io.StringIO(), tmp_path / ".03.progress"
+    display = Display(log)
+    display.begin("03_guided_sampling", path)
+    for second in range(200):
+        now[0] = 1000.0 + second
+        made = 0 if second < 20 else 1 + second // 90
+        path.write_text(json.dumps(["painting", made, 4, 0, float(second)]))
+        display.tick()
+    path.unlink()
+    display.tick()
+    display.end("3:20")
+    assert log.getvalue().splitlines() == [
+        "03_guided_sampling: running",
+        "03_guided_sampling: painting: 0 of 4",
+        "03_guided_sampling: painting: 1 of 4, 70.0 s each, 4 min left",
+        "03_guided_sampling: painting: 2 of 4, 65.0 s each, 2 min left",
+        "03_guided_sampling: painting: 3 of 4, 63.3 s each, 63 s left",
+        "03_guided_sampling: 3:20",
+    ]
+
+
+def test_a_terminal_shows_it_in_the_live_line(tmp_path: Path) -> None:
+    terminal, path = Terminal(), tmp_path / ".03.progress"
+    path.write_text(json.dumps(["painting", 1, 4, 0, 30.0]))
+    display = Display(terminal)
+    display.begin("03", path)
+    display.tick()
+    assert "painting: 1 of 4" in terminal.getvalue()
+    assert "(total" not in terminal.getvalue()
 
 
 def test_clock() -> None:
