@@ -29,6 +29,7 @@ from torch import Tensor
 from d3s2.core import parallel
 from d3s2.core.errors import D3S2Error, what_to_lower
 from d3s2.core.files import read_json, write_json, write_png, write_text
+from d3s2.core.long_work import Steps
 from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.folder import open_folder, write_classes
 from d3s2.data.tensors import class_sets, pad_batch, read_masks, to_float, to_uint8
@@ -229,17 +230,21 @@ def synthesise(
     job = _Job(painter, dataset, indices, recipe, limits)
     so_far = _MadeSoFar(job, folder)
     done = 0
-    for groups in _blocks(len(indices), recipe):
-        waiting = [ranks for ranks in groups if not _is_written(folder, job.ids(ranks))]
-        done += sum(map(len, groups)) - sum(map(len, waiting))
-        if waiting:
-            job = replace(job, memory=so_far.before(groups[0].start))
-        for number, made in parallel.each(_paint_group, waiting, job, out_of_memory):
-            for painted in made:
-                _write(folder, painted)
-            done += len(waiting[number])
-            if progress is not None:
-                progress(done, len(indices))
+    with Steps("painting", len(indices)) as steps:
+        for groups in _blocks(len(indices), recipe):
+            waiting = [ranks for ranks in groups if not _is_written(folder, job.ids(ranks))]
+            kept = sum(map(len, groups)) - sum(map(len, waiting))
+            steps.skip(kept)
+            done += kept
+            if waiting:
+                job = replace(job, memory=so_far.before(groups[0].start))
+            for number, made in parallel.each(_paint_group, waiting, job, out_of_memory):
+                for painted in made:
+                    _write(folder, painted)
+                steps.add(len(waiting[number]))
+                done += len(waiting[number])
+                if progress is not None:
+                    progress(done, len(indices))
     made = open_folder(folder, "train")
     write_text(folder / "train" / "metadata.jsonl", _image_folder(made.ids))
     write_json(folder / "card.json", _card(job, folder))
