@@ -123,7 +123,7 @@ class Loader:
     def scheduler(self, cls: type, place: Path) -> Any:
         """A scheduler with the numbers of this folder."""
         with _explained(cls, place):
-            return cls.from_pretrained(place, local_files_only=True)
+            return cls.from_config(cls.load_config(place, local_files_only=True))
 
     def tokenizer(self, place: Path) -> Any:
         """The tokenizer; it has no weights, and `use_safetensors` says so to whoever searches."""
