@@ -20,14 +20,17 @@ A step goes from t to the next timestep s as in DDIM (Song et al. 2021), whose e
 deterministic, to 1, as noisy as DDPM:
     x_s = sqrt(a_s) x0 + sqrt(1 - a_s - sigma^2) eps + sigma z,
     sigma^2 = eta^2 (1 - a_s) / (1 - a_t) (1 - a_t / a_s).
-With eta = 0 that is Euler's step of flow matching too: x_t = (1 - s) x0 + s eps goes along its
-velocity eps - x0 to (1 - s') x0 + s' eps, and divided by its length (see `models.generator`) that
-is the line above. The gradient's part does not change by the division either: what is added to eps
-has sigma_t g in it, of which sigma_t becomes shorter and g = d loss / d x_t longer.
-
 Recurrence (time travel; Universal Guidance, FreeDoM) takes a guided step R times, noising again in
 between:
     x_t = sqrt(a_t / a_s) x_s + sqrt(1 - a_t / a_s) z.
+
+A model that mixes x_t = alpha_t x0 + sigma_t eps otherwise, as flow matching does (alpha_t = 1 - s,
+sigma_t = s), goes through the same loop as x_t / r, r^2 = alpha_t^2 + sigma_t^2, where a_t =
+(alpha_t / r)^2; see `models.flow`. The rules above are then those of its own x_t. eps_hat = eps +
+lambda sigma_t d loss / d x_t tilts the score, -eps / sigma_t, by the loss, and is the same for
+every r: sigma_t becomes shorter as the gradient becomes longer. "detach" divides by alpha_t. The
+step with eta = 0, x_s = alpha_s x0 + sigma_s eps, is Euler's along the velocity eps - x0. In pure
+noise, alpha_t = 0, no eps moves x0_hat, so guidance cannot begin there.
 """
 
 from __future__ import annotations
@@ -38,11 +41,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from d3s2.core.errors import D3S2Error
-from d3s2.models.generator import DiffusionSchedule, LayoutGenerator, Timestep
+from d3s2.models.generator import LayoutGenerator, Timestep
 
 Losses = Callable[[Tensor], Mapping[str, Tensor]]
 """The guidance losses: float[B, 3, H, W] images in [-1, 1] to {name: float[B]}, one number per
@@ -126,11 +128,6 @@ class Guidance:
         """Whether a guided step takes its gradient anew; the others use the last one again."""
         first = round(self.window[0] * steps)
         return (index - first) % self.every == 0
-
-
-def schedule(steps: int, scheduler: DDIMScheduler) -> list[Timestep]:
-    """The numbered steps of a run, of a scheduler in diffusers' format."""
-    return DiffusionSchedule(scheduler).steps(steps)
 
 
 @dataclass(frozen=True)
