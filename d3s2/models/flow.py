@@ -101,15 +101,15 @@ class FlowSchedule:
         *levels, end = (alpha_bar(s) for s in run.sigmas.tolist())
         return numbered(run.timesteps.tolist(), levels, end)
 
-    def s(self, t: Tensor) -> float:
+    def s(self, t: float) -> float:
         """The noise's share at timestep t."""
         return float(t) / self.scheduler.config.num_train_timesteps
 
-    def unscaled(self, x: Tensor, t: Tensor) -> Tensor:
+    def unscaled(self, x: Tensor, t: float) -> Tensor:
         """x_s, as the network knows it, of the sampler's x."""
         return length(self.s(t)) * x
 
-    def v(self, said: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def v(self, said: Tensor, x: Tensor, t: float) -> Tensor:
         """v, of the velocity that the network said of `unscaled` x."""
         s = self.s(t)
         return (1 - 2 * s) * x + length(s) * said

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -171,10 +171,16 @@ class DiffusionSchedule:
     """
 
     scheduler: DDIMScheduler
+    levels: list[float] = field(init=False, repr=False)
+    """alpha_bar of every timestep of the training."""
+
+    def __post_init__(self) -> None:
+        # numbers at once: later the network may be asked where tensors have no values
+        object.__setattr__(self, "levels", self.scheduler.alphas_cumprod.tolist())
 
     @property
     def alpha_bars(self) -> Tensor:
-        """float32[T]: alpha_bar of every timestep of the training."""
+        """float32[T]: the same."""
         return self.scheduler.alphas_cumprod
 
     def steps(self, count: int) -> list[Timestep]:
@@ -184,21 +190,20 @@ class DiffusionSchedule:
         (alpha_bar = 1) or, with its `set_alpha_to_one` off, the first training timestep's noise.
         Raises D3S2Error as `timesteps`.
         """
-        levels = self.alpha_bars.tolist()
         config = self.scheduler.config
-        chosen = timesteps(count, len(levels), config.steps_offset, config.timestep_spacing)
+        chosen = timesteps(count, len(self.levels), config.steps_offset, config.timestep_spacing)
         end = float(self.scheduler.final_alpha_cumprod)
-        return numbered(chosen, [levels[t] for t in chosen], end)
+        return numbered(chosen, [self.levels[t] for t in chosen], end)
 
-    def unscaled(self, x: Tensor, t: Tensor) -> Tensor:
+    def unscaled(self, x: Tensor, t: float) -> Tensor:
         """x as the network knows it: just so."""
         return x
 
-    def v(self, said: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def v(self, said: Tensor, x: Tensor, t: float) -> Tensor:
         """v, of what the network said of x at timestep t: v itself, or the noise."""
         if self.scheduler.config.prediction_type == "v_prediction":
             return said
-        a = self.alpha_bars[int(t)].item()
+        a = self.levels[int(t)]
         return (said - math.sqrt(1 - a) * x) / math.sqrt(a)
 
 

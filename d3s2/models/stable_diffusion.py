@@ -43,8 +43,8 @@ class ControlledUNet(nn.Module):
     """U-Net and ControlNet as one network with the signature of `LayoutUNet`: it predicts v from
     latents.
 
-    It has no `dtype`, so that the sampler gives it, and gets back, its own float32. Without a
-    ControlNet, or with `attends`, the layout says which words a pixel attends to.
+    It has no `dtype`, so that the sampler gives it, and gets back, its own float32. With
+    `attends` the layout says which words a pixel attends to, with or without a ControlNet.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ControlledUNet(nn.Module):
         self.control_scale = control_scale
         self.num_classes = len(colors)
         self.schedule = self.schedule_of(scheduler)
-        self.attends = attends or controlnet is None
+        self.attends = attends
         if self.attends:
             rectify(unet)
         table = np.zeros((256, 3), dtype=np.uint8)
@@ -93,9 +93,10 @@ class ControlledUNet(nn.Module):
         if classes is None:
             classes = torch.full((len(z), self.num_classes), -1.0, device=z.device)
         text = self.conditions(z, layout, classes)
-        inputs = self.schedule.unscaled(z, t)
+        time = t.item()  # before the networks: where memory is only counted it is lost after them
+        inputs = self.schedule.unscaled(z, time)
         out = in_precision(partial(self.predict, t, text, layout), inputs, self.unet.dtype)
-        return self.schedule.v(out, z, t)
+        return self.schedule.v(out, z, time)
 
     def conditions(self, z: Tensor, layout: Tensor | None, classes: Tensor) -> dict[str, Any]:
         """What the networks are told besides latents and timestep, by diffusers' names."""

@@ -77,6 +77,9 @@ def test_negative_prompts_and_dropped_rows_own_nothing(tiny, layout):
 # -------------------------------------------------------------------------------------- the masks
 def test_a_pixel_may_see_its_class_and_what_is_nobodys_and_no_more(layout):
     owners = torch.tensor([[-1, 0, 1, 2, 2, -1]])
+    layout = layout.clone()
+    layout[:, :8, :8] = 2  # in one coarse pixel with class 0: no class is between the two
+    layout[:, 16:24, :16] = 255
     masks = layout_masks(layout, owners, (16, 8), 3)
     assert {pixels: mask.shape for pixels, mask in masks.items()} == {
         128: (1, 128, TOKENS),
