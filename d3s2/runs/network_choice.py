@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from d3s2.core import machine
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.pairing import parse_size
 from d3s2.runs.parameters import Settings
@@ -18,6 +19,7 @@ def training_network(settings: Settings) -> dict[str, Any]:
     how it is judged.
     """
     shared = {"processes": settings.gpus, "protocol": settings.protocol}
+    shared |= {"precision": settings.training_precision}
     if settings.network == "scaled-down":
         return shared
     return shared | {"network": settings.network, "backbone_weights": str(backbone_path(settings))}
@@ -69,6 +71,17 @@ def missing_backbone(settings: Settings) -> str:
         return ""
     what = "the ImageNet weights of Swin-S"
     return missing(what, backbone_path(settings), _address(), "backbone_weights")
+
+
+def refused_precision(settings: Settings) -> str:
+    """A sentence when the trainings' precision needs a GPU and the run takes none, else ""."""
+    needs_gpu = settings.training_precision == "float16" and settings.device != "cuda"
+    if not needs_gpu or machine.pick_device(settings.device) != "cpu":
+        return ""
+    return (
+        "training_precision is 'float16', which is for GPUs, but the networks run on the CPU: take "
+        "bfloat16 or float32."
+    )
 
 
 def _address() -> str:

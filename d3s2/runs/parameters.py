@@ -197,6 +197,11 @@ class Settings:
         "images to train and to judge: squeezed to image_size, or as published figures are made",
         choices=("squeezed", "published"),
     )
+    training_precision: str = _parameter(
+        str,
+        "of the products in a training step of the Mask2Formers",
+        choices=("float32", "bfloat16", "float16"),
+    )
     backbone_weights: str = _parameter(
         str, "ImageNet weights for swin-s; empty = <home>/models/<published file>"
     )

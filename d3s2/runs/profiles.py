@@ -58,6 +58,7 @@ _SCENES: dict[str, Any] = {
     "proxy_layers": "",
     "network": "scaled-down",
     "protocol": "squeezed",
+    "training_precision": "float32",
     "backbone_weights": "",
     "gpus": 1,
     "out_of_memory": "stop",
@@ -80,6 +81,7 @@ _REAL = _SCENES | {
     "generator": "stable-diffusion",
     "network": "swin-s",
     "protocol": "published",
+    "training_precision": "bfloat16",
 }
 
 PROFILES: dict[str, dict[str, Any]] = {

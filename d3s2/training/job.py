@@ -36,6 +36,7 @@ ERROR = "error.txt"
 NETWORKS = ("scaled-down", "swin-s")
 DEVICES = ("cpu", "cuda")
 PROTOCOLS = ("squeezed", "published")
+PRECISIONS = ("float32", "bfloat16", "float16")
 SMALLEST = 16
 """Pixels of an image's shorter side."""
 
@@ -56,7 +57,8 @@ class TrainingJob:
     of them; size: (H, W) of the images, or of the crops; protocol: "squeezed" or "published", how
     images are read and judged (see `protocol`); device: "cpu"
     or "cuda"; work_dir: where the results go; network: "scaled-down", or "swin-s" as mmsegmentation
-    ships it, from the backbone_weights (a file); processes: how many, on as many GPUs, share each
+    ships it, from the backbone_weights (a file); precision: of the products in a training step (see
+    `registered.MixedPrecision`); processes: how many, on as many GPUs, share each
     batch; parts: each takes its share in so many parts, which needs less memory and gives, random
     numbers apart, the gradient of the whole; checkpoint_every: iterations between two checkpoints.
     """
@@ -79,6 +81,7 @@ class TrainingJob:
     val_format: str = field(default="folder", metadata=_PLACE)
     device: str = "cpu"
     network: str = "scaled-down"
+    precision: str = "float32"
     backbone_weights: str = field(default="", metadata=_PLACE)
     processes: int = field(default=1, metadata=_SHARING)
     parts: int = field(default=1, metadata=_SHARING)
@@ -169,6 +172,11 @@ def check_job(job: TrainingJob) -> None:
         raise D3S2Error(
             f"training {job.name!r}: protocol {job.protocol!r} is unknown, use 'squeezed' or "
             "'published'."
+        )
+    if job.precision not in PRECISIONS or (job.precision, job.device) == ("float16", "cpu"):
+        raise D3S2Error(
+            f"training {job.name!r}: precision {job.precision!r} must be 'float32', 'bfloat16', or "
+            "on a GPU 'float16'."
         )
     lacks_weights = job.network == "swin-s" and not Path(job.backbone_weights).is_file()
     if job.network not in NETWORKS or lacks_weights:

@@ -308,6 +308,9 @@ def _set_loop(config: Config, job: TrainingJob, checkpoint: Path | None) -> None
     }
     config.val_cfg = {"type": "ValLoop"}
     config.optim_wrapper.accumulative_counts = job.parts
+    if job.precision != "float32":
+        bits = {"precision": job.precision, "device": job.device}
+        config.optim_wrapper.update(type="D3S2MixedPrecision", **bits)
     config.default_hooks = {
         "checkpoint": None,
         "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},

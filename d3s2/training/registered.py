@@ -1,5 +1,5 @@
-"""What chapter 04 adds to mmsegmentation: a data set, a head that matches a batch at once, a
-metric, a hook.
+"""What chapter 04 adds to mmsegmentation: a data set, a head that matches a batch at once, steps in
+mixed precision, a metric, a hook.
 
 Everything here is registered in mmsegmentation's registries and named in
 `mask2former.build_config`. Importing this module imports mmseg and mmdet (some seconds).
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d3s2.core.errors import D3S2Error
@@ -126,17 +129,18 @@ class BatchedHead(Mask2FormerHead):
         batch_gt_instances: list,
         batch_img_metas: list[dict],
     ) -> dict[str, Tensor]:
-        """mmdet's losses; those of a part are scaled so that their mean over the parts and the
-        processes is the loss of the whole batch.
+        """mmdet's losses, in float32 whatever the network's precision; those of a part are scaled
+        so that their mean over the parts and the processes is the loss of the whole batch.
         """
-        losses = super().loss_by_feat(
-            all_cls_scores, all_mask_preds, batch_gt_instances, batch_img_metas
-        )
+        scores = [each.float() for each in all_cls_scores]
+        logits = [each.float() for each in all_mask_preds]
+        with torch.autocast(scores[0].device.type, enabled=False):
+            losses = super().loss_by_feat(scores, logits, batch_gt_instances, batch_img_metas)
         if self.whole is None:
             return losses
         here = self.divisors([truth.labels for truth in batch_gt_instances])
         *whole, parts = self.whole
-        both = torch.tensor([here, whole], device=all_cls_scores[0].device)
+        both = torch.tensor([here, whole], device=scores[0].device)
         all_reduce(both, "mean")  # over the processes; mmdet does so for the masks
         (_, masks_here), (classes, masks) = both.tolist()
         of_masks = parts * max(masks_here, 1) / max(masks, 1)
@@ -232,6 +236,51 @@ def _padded(values: Tensor, count: int) -> Tensor:
     return torch.cat([values, missing])
 
 
+@OPTIM_WRAPPERS.register_module(name="D3S2MixedPrecision", force=True)
+class MixedPrecision(OptimWrapper):
+    """A training step whose products are taken in fewer bits, by PyTorch's autocast; weights,
+    optimizer, losses and evaluation stay in float32.
+
+    Like mmengine's AmpOptimWrapper, which refuses to be made on a machine without a GPU. precision:
+    "bfloat16", or "float16", whose gradients are scaled so that small ones do not vanish.
+    """
+
+    def __init__(self, precision: str, device: str, **rest: Any):
+        super().__init__(**rest)
+        self.kind = getattr(torch, precision)
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device, enabled=precision == "float16")
+
+    def backward(self, loss: Tensor, **rest: Any) -> None:
+        """Gradients of the scaled loss."""
+        self.scaler.scale(loss).backward(**rest)
+        self._inner_count += 1
+
+    def step(self, **rest: Any) -> None:
+        """A step with gradients scaled back, clipped as always; none where they overflowed."""
+        if self.clip_grad_kwargs:
+            self.scaler.unscale_(self.optimizer)
+            self._clip_grad()
+        self.scaler.step(self.optimizer, **rest)
+        self.scaler.update()
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """The forward pass of a step."""
+        with super().optim_context(model), torch.autocast(self.device, self.kind):
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the optimizer, and the scale."""
+        return {**super().state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        rest = dict(state_dict)
+        self.scaler.load_state_dict(rest.pop("scaler"))
+        super().load_state_dict(rest)
+
+
 @METRICS.register_module(name="D3S2IoU", force=True)
 class ClassIoU(IoUMetric):
     """mmsegmentation's IoU metric; also keeps the IoU of each class, and writes each prediction
@@ -297,6 +346,17 @@ class Progress(Hook):
             self.sum = 0.0
             if is_main_process():
                 self.path.write_text(json.dumps({"iteration": done, "loss": loss}))
+
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """mmengine's call after each batch that was judged."""
+        if os.getppid() != self.parent:
+            os._exit(1)
+        if batch_idx % self.every == 0 and is_main_process() and self.curve:
+            done, loss = self.curve[-1]
+            judged = {"judged": batch_idx + 1, "batches": len(runner.val_dataloader)}
+            self.path.write_text(json.dumps({"iteration": done, "loss": loss, **judged}))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loss."""

@@ -49,6 +49,7 @@ DECIDING = {
     "protocol": "published",
     "device": "cuda",
     "network": "other",
+    "precision": "bfloat16",
 }
 
 
@@ -104,6 +105,8 @@ def test_the_key_reads_each_split_once_and_the_check_none(data, tmp_path, monkey
         ({"size": (64, 15)}, "at least \\(16, 16\\)"),
         ({"device": "tpu"}, "device 'tpu'"),
         ({"network": "swin-x"}, "network 'swin-x'"),
+        ({"precision": "float16"}, "precision 'float16' must be"),
+        ({"precision": "int8"}, "precision 'int8' must be"),
         ({"protocol": "squashed"}, "protocol 'squashed' is unknown"),
         ({"network": "swin-s"}, "'' is no file"),
         ({"processes": 3}, "a batch of 2 cannot be shared by 3 processes"),
