@@ -7,7 +7,6 @@ other down many times. Finished trainings are only read; a killed one goes on fr
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from d3s2.training.job import (
     write_job,
 )
 from d3s2.training.reuse import still_to_train
+from d3s2.training.watch import Watch
 
 POLL_SECONDS = 0.2
 TAIL_LINES = 12
@@ -51,11 +51,12 @@ def train_all(
     only read.
 
     parallel: how many at once, 0 = one per core this process may use (on "cuda": one after the
-    other). progress: called with a line when a training starts a new quarter or ends; None for
-    silence. reuse: a folder in which results of the same jobs may lie (any depth): those whose
-    files still have their hashes are copied, not trained again. out_of_memory: "stop", or "halve":
-    a training whose batch is too large for the GPU goes on from its checkpoint with the batch in
-    twice as many parts, and so do those that come after it. keys: the jobs' `job_key`s where they
+    other). progress: called with a line when a training starts a new quarter, every few minutes,
+    when it stands still (see `watch`) and when it ends; None for silence. reuse: a folder in which
+    results of the same jobs may lie (any depth): those whose files still have their hashes are
+    copied, not trained again. out_of_memory: "stop", or "halve": a training whose batch is too
+    large for the GPU goes on from its checkpoint with the batch in twice as many parts, and so do
+    those that come after it. keys: the jobs' `job_key`s where they
     are known, which read all data.
     Raises D3S2Error, before anything runs, for two jobs of one folder and what `check_job` and
     `job_key` find; and with the end of the log when a training fails: the others are stopped then.
@@ -162,7 +163,7 @@ class _Pool:
         for core, training in list(self._running.items()):
             if training.has_ended():
                 ended.append(self._running.pop(core))
-            elif line := training.new_quarter():
+            elif line := training.news():
                 self._say(line)
         return ended
 
@@ -182,7 +183,6 @@ class _Training:
         self.job = job
         self.folder = Path(job.work_dir)
         self.logs = self.folder / "logs"
-        self._quarter = 0
         self.logs.mkdir(parents=True, exist_ok=True)
         for name in ("progress.json", OUT_OF_MEMORY, ERROR):
             (self.logs / name).unlink(missing_ok=True)
@@ -198,6 +198,7 @@ class _Training:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+        self.watch = Watch(job.name, job.iterations, self.logs, self.process.pid)
 
     def has_ended(self) -> bool:
         """Whether the process is gone, for whatever reason."""
@@ -234,20 +235,9 @@ class _Training:
             f"{self.logs / 'train.log'}:\n{self._tail()}"
         )
 
-    def new_quarter(self) -> str:
-        """A line when the training has come to another quarter of its way since the last call; ""
-        when not.
-        """
-        try:
-            state = json.loads((self.logs / "progress.json").read_text())
-        except (OSError, ValueError):  # not there yet, or half written
-            return ""
-        quarter = 4 * state["iteration"] // self.job.iterations
-        if not self._quarter < quarter < 4:
-            return ""
-        self._quarter = quarter
-        done = f"{state['iteration']} of {self.job.iterations} iterations"
-        return f"{self.job.name}: {done}, loss {state['loss']:.1f}"
+    def news(self) -> str:
+        """The line that is due now of how far it is; "" when there is none."""
+        return self.watch.news()
 
     def stop(self) -> None:
         """End the process, and wait until it has ended."""

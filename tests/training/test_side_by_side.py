@@ -18,7 +18,6 @@ from PIL import Image
 from training_jobs import CLASSES, make_job, wait_for, write_data, write_splits
 
 from d3s2.core.errors import D3S2Error
-from d3s2.core.files import write_json
 from d3s2.training import mask2former, side_by_side
 from d3s2.training.job import PREDICTIONS, RESULT, WEIGHTS, write_job
 from d3s2.training.registered import FolderDataset
@@ -197,7 +196,7 @@ class Sleeper(side_by_side._Training):
     def has_ended(self):
         return self.job.seed in self.over
 
-    def new_quarter(self):
+    def news(self):
         return f"{self.job.seed} goes on"
 
     def stop(self):
@@ -244,24 +243,3 @@ def test_how_many_run_at_once(data, tmp_path, monkeypatch, changes, parallel, at
 def test_more_parts_share_the_batch_evenly(data, tmp_path, batch, processes, parts, more):
     job = make_job(data, tmp_path, batch_size=batch, processes=processes, parts=parts)
     assert side_by_side._more_parts(job) == more
-
-
-def test_quarters_are_said_once(data, tmp_path):
-    training = object.__new__(side_by_side._Training)
-    training.job = make_job(data, tmp_path, iterations=40)
-    training.logs = tmp_path
-    training._quarter = 0
-    assert training.new_quarter() == ""
-    heard = []
-    for iteration in (5, 10, 15, 25, 25, 35, 40):
-        write_json(tmp_path / "progress.json", {"iteration": iteration, "loss": 2.0})
-        heard.append(training.new_quarter())
-    assert heard == [
-        "",
-        "tiny: 10 of 40 iterations, loss 2.0",
-        "",
-        "tiny: 25 of 40 iterations, loss 2.0",
-        "",
-        "tiny: 35 of 40 iterations, loss 2.0",
-        "",
-    ]
