@@ -15,7 +15,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json
 from d3s2.data.pairing import parse_size
 from d3s2.data.splits import count_splits
-from d3s2.runs.network_choice import missing_backbone
+from d3s2.runs.network_choice import missing_backbone, refused_precision
 from d3s2.runs.parameters import Settings
 from d3s2.selection import budget_size
 
@@ -68,6 +68,8 @@ def _models(settings: Settings) -> Iterator[str]:
             missing += model.check()
     yield from missing
     if sentence := missing_backbone(settings):
+        yield sentence
+    if sentence := refused_precision(settings):
         yield sentence
     if not missing:
         yield from _size(settings, _multiple(settings, pretrained))

@@ -36,7 +36,12 @@ SHORT: dict[str, Any] = {
     "generator_iterations": 20,
 }
 """What makes a run short; the rest are the profile's values."""
-ON_CPU: dict[str, Any] = {"device": "cpu", "image_size": "64x64", "batch_size": 2}
+ON_CPU: dict[str, Any] = {
+    "device": "cpu",
+    "image_size": "64x64",
+    "batch_size": 2,
+    "training_precision": "float32",
+}
 """What makes it bearable without a GPU."""
 
 

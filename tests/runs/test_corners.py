@@ -107,7 +107,7 @@ LEAST = {
     "train_seeds": 1, "full_iterations": 1, "gpus": 1, "out_of_memory": "stop",
     "control_scale": 0, "checkpointing": 0, "diffusion_model": "", "controlnet_model": "",
     "negative_prompt": "", "vae_memory": "whole", "precision": "float32", "method": "",
-    "layout_control": "controlnet",
+    "layout_control": "controlnet", "protocol": "squeezed", "training_precision": "float32",
 }  # fmt: skip
 MOST = {
     "data_format": "folder", "image_size": "16x40", "train_images": 0, "val_images": 0,
@@ -118,6 +118,7 @@ MOST = {
     "iterations": 2, "batch_size": 6, "train_seeds": 2, "full_iterations": 3,
     "out_of_memory": "halve", "control_scale": 2, "checkpointing": 1, "vae_memory": "tiling",
     "precision": "float16", "control_palette": "coco", "layout_control": "both",
+    "protocol": "published", "training_precision": "bfloat16",
 }  # fmt: skip
 EMPTY = {
     "data_format": "folder", "train_images": 0, "val_images": 0, "threads": 0, "jobs": 0,
@@ -160,6 +161,7 @@ TAKEN: dict[str, dict[Any, str]] = {
     "proxy_config": {"segformer/segformer_mit-b2_8xb2-160k_ade20k-512x512.py": "needs weights"},
     "model_files": {"download": "fetches"},
     "network": {"swin-s": "needs weights"},
+    "training_precision": {"float16": "needs a GPU"},
     "gpus": {64: "needs the cores"},
 }
 """Values inside of the ranges that are not run to the end, and why."""
@@ -309,6 +311,7 @@ BY_DATA = {
     "generator": ["stable-diffusion"],
     "proxy_config": ["nowhere.py", *TAKEN["proxy_config"]],
     "network": ["swin-s"],
+    "training_precision": [] if os.environ.get("CUDA_VISIBLE_DEVICES") else ["float16"],
 }
 """Values that other values, or a machine without a GPU and models, make impossible."""
 
