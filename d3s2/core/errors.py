@@ -47,8 +47,10 @@ def exit_code(work: Callable[[], object]) -> int:
 def what_to_lower(images: int, batch: str, more: str) -> str:
     """The sentence for a GPU whose memory is too small for so many images at once.
 
-    batch: the parameter that says how many; more: what else helps, also for a single image.
+    batch: the parameter that says how many, "" where none does; more: what else helps, also for a
+    single image.
     """
-    several = f"{images} images at once: lower {batch} or set out_of_memory=halve, then take"
+    lower = f"lower {batch} or set" if batch else "set"
+    several = f"{images} images at once: {lower} out_of_memory=halve, then take"
     case = several if images > 1 else "a single image: take"
     return f"The GPU's memory is too small for {case} {more}. What is finished is kept."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from d3s2.core import parallel
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import load_npz, write_npz
+from d3s2.core.halving import in_halves
 from d3s2.core.parallel import chunks, with_bar
 from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.tensors import read_images, read_masks
@@ -195,13 +197,19 @@ def _batch_moments(feature: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def feature_statistics(
-    dataset: SegmentationDataset, proxy: Any, batch_size: int = 32, progress: bool = True
+    dataset: SegmentationDataset,
+    proxy: Any,
+    batch_size: int = 32,
+    progress: bool = True,
+    out_of_memory: str = "stop",
 ) -> ClassMoments:
     """Moments of the proxy's features on the dataset's real images and masks.
 
     proxy: a `d3s2.models.proxy.ProxySegmenter` (images float[B, 3, H, W] in [-1, 1] -> output with
     `.features`). The images of a batch must have one size. batch_size: at most; fewer where images
-    are large (`MOST_PIXELS`). Exact up to rounding for every batch size.
+    are large (`MOST_PIXELS`). Exact up to rounding for every batch size. out_of_memory: "stop", or
+    "halve": a batch that a GPU's memory is too small for is taken in two halves, and these in
+    halves. Raises D3S2Error for a data set without an image, and a memory too small.
     """
     if not len(dataset):
         raise D3S2Error(
@@ -209,12 +217,23 @@ def feature_statistics(
         )
     pixels = math.prod(dataset.read_labels(0).shape)
     batches = chunks(len(dataset), min(batch_size, max(1, MOST_PIXELS // pixels)))
-    parts = parallel.ordered(_moments, batches, dataset, proxy)
+    parts = parallel.ordered(_moments_in_halves, batches, dataset, proxy, out_of_memory)
     bar = iter(with_bar(parts, len(batches), "feature statistics", progress))
     moments = next(bar)
     for part in bar:  # always in this order, wherever they were made: sums of floats depend on it
         moments.merge(part)
     return moments
+
+
+def _moments_in_halves(
+    indices: Sequence[int], dataset: SegmentationDataset, proxy: Any, out_of_memory: str
+) -> ClassMoments:
+    """`_moments`, or those of halves where the GPU's memory is too small for that."""
+    work = partial(_moments, dataset=dataset, proxy=proxy)
+    first, *rest = in_halves(work, indices, out_of_memory, "", "a smaller image_size")
+    for part in rest:
+        first.merge(part)
+    return first
 
 
 @torch.no_grad()

@@ -60,7 +60,8 @@ class TrainingJob:
     ships it, from the backbone_weights (a file); precision: of the products in a training step (see
     `registered.MixedPrecision`); processes: how many, on as many GPUs, share each
     batch; parts: each takes its share in so many parts, which needs less memory and gives, random
-    numbers apart, the gradient of the whole; checkpoint_every: iterations between two checkpoints.
+    numbers apart, the gradient of the whole; out_of_memory: "stop", or "halve", of a batch that is
+    judged; checkpoint_every: iterations between two checkpoints.
     """
 
     name: str = field(metadata=_PLACE)
@@ -85,6 +86,7 @@ class TrainingJob:
     backbone_weights: str = field(default="", metadata=_PLACE)
     processes: int = field(default=1, metadata=_SHARING)
     parts: int = field(default=1, metadata=_SHARING)
+    out_of_memory: str = field(default="stop", metadata=_SHARING)
     checkpoint_every: int = field(default=500, metadata=_SHARING)
 
 

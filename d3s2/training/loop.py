@@ -20,9 +20,10 @@ import torch
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import IterBasedTrainLoop, ValLoop
 
 from d3s2.core.files import atomic_path
+from d3s2.core.halving import in_halves
 from d3s2.data.dataset import IGNORE
 from d3s2.models.openmmlab import LOOPS
 from d3s2.training.registered import BatchedHead, Progress
@@ -127,6 +128,33 @@ class TrainLoop(IterBasedTrainLoop):
         progress_of(runner).load(kept["progress"])
         self.dataloader.sampler.skip(self._iter * self.dataloader.batch_size)
         return kept
+
+
+@LOOPS.register_module(name="D3S2JudgeLoop", force=True)
+class JudgeLoop(ValLoop):
+    """mmengine's evaluation, of which a batch that a GPU's memory is too small for is taken in
+    halves where `out_of_memory` is "halve".
+    """
+
+    def __init__(self, *arguments: Any, out_of_memory: str = "stop", **more: Any):
+        super().__init__(*arguments, **more)
+        self.out_of_memory = out_of_memory
+
+    @torch.no_grad()
+    def run_iter(self, idx: int, data_batch: Mapping[str, list]) -> None:
+        """Judge one batch {"inputs": [...], "data_samples": [...]}."""
+        runner = self.runner
+        runner.call_hook("before_val_iter", batch_idx=idx, data_batch=data_batch)
+
+        def answers(places: Sequence[int]) -> list:
+            piece = {name: [each[k] for k in places] for name, each in data_batch.items()}
+            return runner.model.val_step(piece)
+
+        every = range(len(data_batch["inputs"]))
+        parts = in_halves(answers, every, self.out_of_memory, "", "a smaller image_size")
+        outputs = [answer for part in parts for answer in part]
+        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        runner.call_hook("after_val_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
 
 
 def split(batch: Mapping[str, list], parts: int) -> Iterator[dict[str, list]]:

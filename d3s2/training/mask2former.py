@@ -306,7 +306,7 @@ def _set_loop(config: Config, job: TrainingJob, checkpoint: Path | None) -> None
         "every": job.checkpoint_every,
         "parts": job.parts,
     }
-    config.val_cfg = {"type": "ValLoop"}
+    config.val_cfg = {"type": "D3S2JudgeLoop", "out_of_memory": job.out_of_memory}
     config.optim_wrapper.accumulative_counts = job.parts
     if job.precision != "float32":
         bits = {"precision": job.precision, "device": job.device}

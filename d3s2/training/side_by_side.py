@@ -68,6 +68,7 @@ def train_all(
         check_job(job)
     keys = [job_key(job) for job in jobs] if keys is None else keys
     waiting = still_to_train(jobs, keys, reuse)
+    waiting = [replace(job, out_of_memory=out_of_memory) for job in waiting]
     say = progress or _silence
     by_folder = {job.work_dir: key for job, key in zip(jobs, keys, strict=True)}
     pool = _Pool(_cores(jobs, parallel), say, by_folder)

@@ -331,6 +331,31 @@ def test_large_images_are_taken_a_few_at_a_time(tmp_path: Path) -> None:
         assert proxy.seen == batches
 
 
+class Small(TinyProxy):
+    """A GPU that takes two images."""
+
+    def forward(self, images: Tensor) -> Features:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(images)
+
+
+def test_a_batch_too_large_for_the_memory_is_taken_in_halves(tmp_path: Path) -> None:
+    scenes.write_split(tmp_path, "train", 7)
+    write_classes(tmp_path / "classes.csv", scenes_classes())
+    data = open_dataset("folder", tmp_path, "train")
+    with pytest.raises(D3S2Error, match="7 images at once: set out_of_memory=halve"):
+        feature_statistics(data, Small(), progress=False)
+    halved = feature_statistics(data, Small(), progress=False, out_of_memory="halve")
+    assert_same(halved, feature_statistics(data, TinyProxy(), progress=False), tolerance=1e-6)
+    plain, asked = (
+        feature_statistics(data, TinyProxy(), progress=False, out_of_memory=how)
+        for how in ("stop", "halve")
+    )
+    for first, second in zip(plain.mean + plain.m2, asked.mean + asked.m2, strict=True):
+        assert torch.equal(first, second)
+
+
 def test_labels_may_lie_on_another_device_than_the_features(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

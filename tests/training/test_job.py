@@ -33,6 +33,7 @@ BESIDE = {
     "work_dir": "elsewhere",
     "processes": 2,
     "parts": 2,
+    "out_of_memory": "halve",
     "checkpoint_every": 7,
     "backbone_weights": "nowhere.pth",
 }

@@ -25,7 +25,7 @@ from training_jobs import make_job, wait_for, write_data, write_splits
 
 from d3s2.core.errors import D3S2Error
 from d3s2.training import loop as loop_module
-from d3s2.training import side_by_side
+from d3s2.training import mask2former, side_by_side
 from d3s2.training.job import (
     PREDICTIONS,
     RESULT,
@@ -223,7 +223,7 @@ def runner_of(folder: Path, model: Mean, samples: Sequence[dict], loop: dict, **
         val_dataloader=loader
         | {"batch_size": 1, "sampler": {"type": "DefaultSampler", "shuffle": False}},
         val_cfg={"type": "ValLoop"},
-        val_evaluator={"type": "D3S2IoU"},
+        val_evaluator={"type": "D3S2IoU", "folder": str(folder)},
         default_hooks={"logger": None},
         experiment_name=str(folder),
         **more,
@@ -444,3 +444,54 @@ def test_out_of_memory_halves_on_request_until_it_fits(data, tmp_path, small_mem
     assert [result.parts for result in results] == [2, 2]
     assert [line.split(",")[0] for line in lines if "out of memory" in line] == ["a: out of memory"]
     assert train_all(jobs, 1, progress=None) == results  # finished: not trained again in one part
+
+
+class Judge:
+    """A runner whose network answers for at most so many images at once."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.model = self
+        self.called: list[str] = []
+
+    def call_hook(self, name: str, **more) -> None:
+        self.called.append(name)
+
+    def val_step(self, piece: dict[str, list]) -> list[str]:
+        if len(piece["inputs"]) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        pairs = zip(piece["inputs"], piece["data_samples"], strict=True)
+        return [f"{image}{sample}" for image, sample in pairs]
+
+    def process(self, data_samples: list[str], data_batch: dict[str, list]) -> None:
+        self.answers = data_samples
+
+
+def test_a_batch_to_judge_is_halved_where_it_is_too_large():
+    batch = {"inputs": [*range(5)], "data_samples": [*"abcde"]}
+    judge = Judge(2)
+    loop = object.__new__(loop_module.JudgeLoop)
+    loop._runner = loop.evaluator = judge
+    loop.out_of_memory = "stop"
+    with pytest.raises(D3S2Error, match="too small for 5 images at once: set out_of_memory"):
+        loop.run_iter(0, batch)
+    loop.out_of_memory = "halve"
+    loop.run_iter(0, batch)
+    assert judge.answers == ["0a", "1b", "2c", "3d", "4e"]
+    assert judge.called == ["before_val_iter", "before_val_iter", "after_val_iter"]
+
+
+def test_the_way_out_of_want_of_memory_reaches_the_process(data, tmp_path, monkeypatch):
+    started: list[TrainingJob] = []
+
+    def refuse(pool, job):
+        started.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(side_by_side._Pool, "start", refuse)
+    for how in ("stop", "halve"):
+        with pytest.raises(KeyboardInterrupt):
+            train_all([make_job(data, tmp_path / how)], progress=None, out_of_memory=how)
+    assert [job.out_of_memory for job in started] == ["stop", "halve"]
+    loops = [mask2former.build_config(job).val_cfg for job in started]
+    assert [each["out_of_memory"] for each in loops] == ["stop", "halve"]
