@@ -1,0 +1,60 @@
+"""What a run's stages take: sums that are known, and that more never takes less."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from d3s2.studies import memory, run_memory
+from d3s2.studies.run_memory import GIB, RESERVE, Stage, at, counted, table
+
+NARROW = {
+    "sample_size": 8,
+    "cross_attention_dim": 768,
+    "block_out_channels": (32, 64, 64, 64),
+    "attention_head_dim": 8,
+}
+
+
+def test_a_stage_is_its_weights_and_what_is_alive_at_once():
+    stage = counted("one", "none", 3 * GIB, lambda: torch.zeros(1024).add(1))
+    assert (stage.weights, stage.peak) == (3, 3 + 2 * 4096 / GIB)
+
+
+def test_a_line_through_two_numbers_of_pixels_gives_the_larger_ones():
+    def of(batch: int) -> int:
+        return 1000 + 3 * batch * run_memory.SMALL**2
+
+    for pixels in (512**2, 8 * 512**2):
+        assert at(pixels, of) == 1000 + 3 * pixels
+
+
+def test_the_table_says_what_fits_a_card_and_leaves_room():
+    stages = [Stage("step", f"{peak}", 1.0, peak) for peak in (16 - RESERVE, 16.0, 30.0)]
+    rows = [line.split(" | ")[3:] for line in table(stages).splitlines()[2:]]
+    assert rows == [
+        ["14.00", "fits", "fits |"],
+        ["16.00", "too large", "fits |"],
+        ["30.00", "too large", "too large |"],
+    ]
+
+
+def test_guidance_takes_more_than_none_and_the_gradient_through_the_denoiser_most(monkeypatch):
+    monkeypatch.setattr(memory, "UNET", NARROW)
+    monkeypatch.setattr(memory, "CONTROLNET", {name: NARROW[name] for name in memory.CONTROLNET})
+    monkeypatch.setattr(memory, "VAE", memory.VAE | {"block_out_channels": (32, 32, 32, 32)})
+    text, plain, detach, full, final = run_memory.painting("bfloat16", 64, 1)
+    assert plain.peak < detach.peak and plain.peak < full.peak
+    assert text.weights == plain.weights == full.weights < final.weights < final.peak
+    names = [stage.name for stage in (text, plain, detach, full, final)]
+    assert names == [
+        "text encoding", "step, unguided", "step, guided", "step, guided", "final decoding",
+    ]  # fmt: skip
+
+
+@pytest.mark.processes  # seconds
+def test_a_real_step_of_swin_s_holds_its_gradients(monkeypatch):
+    monkeypatch.setattr(run_memory, "SMALL", 64)
+    weights = run_memory.bytes_of(run_memory.swin("float32", 64, 1)[0])
+    assert run_memory.step_bytes("float32", 1) > weights
+    assert 0 < run_memory.judging_bytes(1) < run_memory.judging_bytes(2)
