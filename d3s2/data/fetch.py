@@ -1,9 +1,9 @@
 """Fetch the public data sets and published weights: resumed where it broke off, checked, unpacked
 safely.
 
-    d3s2 fetch ade20k /data/ade20k                     the archives of a data set, unpacked; then -p
-    data_root=/data/ade20k d3s2 fetch file https://…/weights-1a2b3c4d.pth out.pth --checksum
-    sha256:…
+    d3s2 fetch --profile ade20k                        all that a profile needs (runs/provisions)
+    d3s2 fetch ade20k /data/ade20k                     the archives of a data set, unpacked
+    d3s2 fetch file https://…/weights-1a2b3c4d.pth out.pth --checksum sha256:…
 
 A file is written beside its place as `.part` and takes its name when it is whole and has the
 published checksum. Nothing that an earlier call did not make is deleted or written over. Where no
@@ -34,6 +34,8 @@ from typing import IO, Any
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import atomic_path, explain, read_json, write_json
+from d3s2.core.long_work import Steps, over
+from d3s2.core.places import home
 
 CHUNK = 2**20
 TIMEOUT = 60
@@ -44,7 +46,7 @@ _DAMAGE = (
 """What reading an archive raises that is broken, or holds a file and a folder of one name."""
 MOST_SWELLING = 100
 """Times its size that an archive of pictures may grow to; what deflate can do is a thousand."""
-_DONE = ".d3s2-fetched.json"
+DONE = ".d3s2-fetched.json"
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 _PUBLISHED = re.compile(r"-([0-9a-f]{8,64})\.(pth|pt|safetensors)$")
 Report = Callable[[str], None]
@@ -122,7 +124,7 @@ def fetch_dataset(
     there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    done = read_json(folder / _DONE) if (folder / _DONE).is_file() else []
+    done = read_json(folder / DONE) if (folder / DONE).is_file() else []
     for archive in archives:
         if archive.name in done:
             report(f"{archive.name}: done before")
@@ -136,11 +138,24 @@ def fetch_dataset(
         count = unpack(path, folder / archive.into)
         report(f"{archive.name}: {count} files unpacked")
         done.append(archive.name)
-        write_json(folder / _DONE, done)
+        write_json(folder / DONE, done)
         if lay_there:
             report(f"{path}: kept, it was there before; delete it when you like")
         elif not keep:
             path.unlink()
+
+
+def own_folder(data_format: str) -> Path:
+    """Where `d3s2 fetch --profile` puts a data set, and where a run looks for it that was given no
+    data_root.
+    """
+    return home() / "data" / data_format
+
+
+def to_fetch(archives: tuple[Archive, ...], folder: Path) -> list[Archive]:
+    """Those that were not fetched and unpacked there."""
+    done = read_json(folder / DONE) if (folder / DONE).is_file() else []
+    return [archive for archive in archives if archive.name not in done]
 
 
 def _from_any(urls: Sequence[str], path: Path, checksum: str, report: Report) -> Path:
@@ -311,8 +326,13 @@ def _receive(
         f"{part.target.name}: {f'on from {start} ' if start else ''}of "
         f"{total if total is not None else 'unknown'} bytes"
     )
-    with open(part.path, "ab" if start else "wb") as stream:
-        _copy(response, stream)
+    label = f"fetching {part.target.name}"
+    with (
+        open(part.path, "ab" if start else "wb") as stream,
+        Steps(label, total or 0, "B") as steps,
+    ):
+        steps.skip(start)
+        _copy(response, stream, steps)
     if total is not None and part.size != total:
         raise D3S2Error(
             f"{part.target.name} broke off at {part.size} of {total} bytes. The same command goes "
@@ -343,9 +363,11 @@ def _total(headers: Message) -> int | None:
     return int(match[2]) if match and match[2] != "*" else None
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], steps: Steps | None = None) -> None:
     while chunk := source.read(CHUNK):
         target.write(chunk)
+        if steps is not None:
+            steps.add(len(chunk))
 
 
 def _parse(checksum: str) -> tuple[str, str]:
@@ -380,8 +402,8 @@ def unpack(archive: Path, folder: Path) -> int:
     count = 0
     try:
         with _Members(archive) as members:
-            members.check(folder)
-            for name, _, source in members:
+            files = members.check(folder)
+            for name, _, source in over(members, files, f"unpacking {archive.name}"):
                 target = folder / name
                 if not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -429,9 +451,9 @@ class _Members:
             for member in self.file.getmembers():
                 yield member.name, member.size, member.isdir(), member.isreg()
 
-    def check(self, folder: Path) -> None:
-        """Raises D3S2Error for what must not be unpacked."""
-        total = 0
+    def check(self, folder: Path) -> int:
+        """How many files there are. Raises D3S2Error for what must not be unpacked."""
+        total = files = 0
         for name, size, is_folder, is_plain in self.entries():
             pure = PurePosixPath(name)
             if (
@@ -457,6 +479,7 @@ class _Members:
                     "is, move it away or choose another folder. Nothing was unpacked."
                 )
             total += size
+            files += not is_folder
         if total > MOST_SWELLING * self.path.stat().st_size + CHUNK:
             raise D3S2Error(
                 f"{self.path} swells from {self.path.stat().st_size} to {total} bytes, as no "
@@ -467,6 +490,7 @@ class _Members:
                 f"{folder} has too little room for the {total} bytes of {self.path.name}: free "
                 "some, or choose another folder."
             )
+        return files
 
     def __iter__(self) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
         for name, size, is_folder, _ in self.entries():

@@ -158,13 +158,19 @@ def _add_lab(commands: Any) -> None:
 def _add_fetch(commands: Any) -> None:
     fetch = commands.add_parser(
         "fetch",
-        help="fetch a public data set, or a file such as published weights; goes on where it "
-        "broke off",
+        help="fetch all that a profile needs, a public data set, or a file such as published "
+        "weights; goes on where it broke off",
     )
-    fetch.add_argument("what", choices=["ade20k", "cocostuff", "voc2012", "voc2012aug", "file"])
+    _add_parameters(fetch)
+    fetch.add_argument(
+        "what",
+        nargs="?",
+        choices=["ade20k", "cocostuff", "voc2012", "voc2012aug", "file"],
+        help="a data set or a file alone; default: data and models of the profile",
+    )
     fetch.add_argument(
         "places",
-        nargs="+",
+        nargs="*",
         metavar="FOLDER | URL FILE",
         help="where the data goes; for a file: from where, and its path",
     )
@@ -366,6 +372,15 @@ def _results(options: argparse.Namespace) -> int:
 def _fetch(options: argparse.Namespace) -> int:
     from d3s2.data import fetch
 
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    if options.what is None:
+        from d3s2.runs import provisions
+
+        settings = config.resolve(parameters(options), remember=False)
+        provisions.fetch_all(settings, say, options.mirror, options.keep)
+        return 0
     wanted = 2 if options.what == "file" else 1
     if len(options.places) != wanted:
         raise D3S2Error(
@@ -385,7 +400,7 @@ def _fetch(options: argparse.Namespace) -> int:
     fetch.fetch_dataset(
         fetch.ARCHIVES[options.what],
         folder,
-        lambda line: print(line, flush=True),
+        say,
         options.mirror,
         options.keep,
     )

@@ -19,6 +19,7 @@ from typing import Any
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json, write_json
 from d3s2.core.places import home
+from d3s2.data.fetch import ARCHIVES, own_folder, to_fetch
 from d3s2.runs.parameters import FIELDS, Settings, check_together, listing, typed
 from d3s2.runs.profiles import PROFILES
 
@@ -49,11 +50,19 @@ def resolve(names: Mapping[str, Any], *, remember: bool = True) -> Settings:
         raise D3S2Error(f"profile is {profile!r}: choose {listing(PROFILES)}.")
     values = PROFILES[profile] | noted | given | {"profile": profile}
     values["run_dir"] = str(run_folder(given))
+    values["data_root"] = values["data_root"] or _fetched(values["data_format"])
     if values["data_root"]:
         values["data_root"] = str(Path(values["data_root"]).expanduser().absolute())
     settings = Settings(**values)
     check_together(settings, PROFILES["scenes"])
     return settings
+
+
+def _fetched(data_format: str) -> str:
+    """Where `d3s2 fetch --profile` has put a public data set, whole; "" where it has not."""
+    folder = own_folder(data_format)
+    archives = ARCHIVES.get(data_format)
+    return str(folder) if archives and not to_fetch(archives, folder) else ""
 
 
 def run_folder(given: Mapping[str, Any]) -> Path:
