@@ -296,6 +296,7 @@ def _run(options: argparse.Namespace) -> int:
 
     plan = runner.Plan(options.first, options.last, options.force)
     names = parameters(options)
+    _say_estimate(names)
     settings = runner.run(names, plan, options.notebooks, options.scheduler)
     run_dir = Path(settings.run_dir)
     for name, seconds, peak_mb in runner.timings(run_dir):
@@ -312,6 +313,17 @@ def _run(options: argparse.Namespace) -> int:
         if (run_dir / folder).is_dir():
             print(f"{what + ':':<20} {run_dir / folder}")
     return 0
+
+
+def _say_estimate(names: dict[str, Any]) -> None:
+    """What a run that takes hours will take, once nothing stands in its way."""
+    from d3s2.runs import estimate, refusals
+
+    settings = config.resolve(names, remember=False)
+    if estimate.wants(settings):
+        refusals.refuse_early(settings)
+        for line in estimate.lines(settings):
+            print(line, flush=True)
 
 
 def _rehearse(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from d3s2.core.machine import device_name, memory_mb, pick_device, pinned, requi
 from d3s2.data.benchmarks import FORMATS, count_note, fetching
 from d3s2.data.examining import Examination, class_table, examine, lines_to_add
 from d3s2.data.splits import left_unfinished
+from d3s2.runs import estimate
 from d3s2.runs.network_choice import missing_backbone
 from d3s2.runs.parameters import Settings
 
@@ -61,6 +62,7 @@ def check(settings: Settings) -> Iterator[Check]:
     yield from _check_unfinished()
     yield from _check_data(settings)
     yield from _check_weights(settings)
+    yield from _check_estimate(settings)
 
 
 def _check_versions() -> Iterator[Check]:
@@ -91,6 +93,16 @@ def _check_mmseg() -> Check:
         "mmsegmentation imports "
         f"({'operations in plain PyTorch' if stand_in else 'compiled operations'})",
     )
+
+
+def _check_estimate(settings: Settings) -> Iterator[Check]:
+    """What a run with pretrained models will take, and of what there is too little here."""
+    if not estimate.wants(settings):
+        return
+    for sentence in estimate.shortages(settings):
+        if "is pinned" not in sentence:  # said above
+            yield Check(False, sentence)
+    yield Check(True, "\n".join(estimate.lines(settings)))
 
 
 def _check_folder(run_dir: str) -> Check:

@@ -15,6 +15,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json
 from d3s2.data.pairing import parse_size
 from d3s2.data.splits import count_splits
+from d3s2.runs import estimate
 from d3s2.runs.network_choice import missing_backbone, refused_precision
 from d3s2.runs.parameters import Settings
 from d3s2.selection import budget_size
@@ -26,9 +27,12 @@ OURS = 8
 def refuse_early(settings: Settings) -> None:
     """Raise D3S2Error that names, all at once, what this run would stop for later: a GPU, data,
     models and weights that are not there, a size that the networks do not take, more images than
-    there are, a budget that is no number of them, and a split of which no mask has a class.
+    there are, a budget that is no number of them, and a split of which no mask has a class; of a
+    run with pretrained models also too little memory or disk, and libraries of other versions.
     """
     reasons = [*_machine(settings), *_data(settings), *_models(settings)]
+    if estimate.wants(settings):
+        reasons += estimate.shortages(settings)
     if len(reasons) == 1:
         raise D3S2Error(reasons[0])
     if reasons:

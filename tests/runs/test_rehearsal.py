@@ -124,7 +124,9 @@ def test_a_run_says_all_that_is_missing_before_it_makes_anything(
         "the ImageNet weights of Swin-S",
     ):
         assert words in said
-    assert said.count("\n- ") == 5 and not (tmp_path / "run").exists()
+    listed = [line for line in said.splitlines() if line.startswith("- ")]
+    short = [line for line in listed if "(estimated)" in line]  # of a machine with too small a disk
+    assert len(listed) - len(short) == 5 and not (tmp_path / "run").exists()
     if not torch.cuda.is_available():
         with pytest.raises(D3S2Error, match="sees no GPU"):
             runner.run(names | {"device": "cuda"})
