@@ -181,15 +181,15 @@ def hours(work: Work, device: str) -> Iterator[tuple[str, float, str]]:
     seen = min(settings.feature_images or train, train)
     classes = proxy.decode_head.num_classes
     each = sampling.proxy + speed.moments_flops(classes, work.size)
-    yield "statistics", seen * each / single, f"{seen} images x {each / 1e12:.2f} TFLOPs"
+    yield "statistics", seen * each / single, f"{seen} images x {_flops(each)}"
     own = speed.speed(settings.precision, device)
     image = _image_flops(settings, sampling)
     painted = work.painted + DEMOS
     yield (
         "painting",
         painted * image / own,
-        f"{work.painted} images and {DEMOS} in notebook 03 x {image / 1e12:.1f} TFLOPs / "
-        f"{own / 1e12:.2f} TFLOPs a second in {settings.precision}",
+        f"{work.painted} images and {DEMOS} in notebook 03 x {_flops(image)} / "
+        f"{_flops(own)} a second in {settings.precision}",
     )
     forward = speed.trained_flops(build(str(SHIPPED)), work.size)
     spent = forward * (BACKWARD * work.iterations * settings.batch_size + work.trainings * val)
@@ -197,7 +197,7 @@ def hours(work: Work, device: str) -> Iterator[tuple[str, float, str]]:
         "trainings",
         spent / single / settings.gpus,
         f"{work.trainings} x {settings.iterations} iterations of {settings.batch_size} images x "
-        f"{BACKWARD * forward / 1e12:.2f} TFLOPs / {single / 1e12:.2f} TFLOPs a second in float32",
+        f"{_flops(BACKWARD * forward)} / {_flops(single)} a second in float32",
     )
 
 
@@ -211,6 +211,11 @@ def _image_flops(settings: Settings, sampling: Sampling) -> float:
     plain = sampling.step(False, passes, full, kept)
     steered = sampling.step(True, passes, full, kept)
     return guided * steered + (settings.steps - guided) * plain + sampling.decoder
+
+
+def _flops(count: float) -> str:
+    """Operations in words: "357.5 TFLOPs"."""
+    return f"{count / 1e12:.1f} TFLOPs" if count >= 1e12 else f"{count / 1e9:.1f} GFLOPs"
 
 
 def _dataset(settings: Settings) -> SegmentationDataset | None:
