@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json
@@ -127,9 +127,18 @@ def moments_flops(classes: int, size: tuple[int, int], stride: int = 4) -> float
 
 def flops(work: Callable[[], Any]) -> float:
     """Of convolutions, matrix products and attention; what is elementwise is not counted."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
         work()
     return float(counter.get_total_flops())
+
+
+def _attention(query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> int:
+    """FLOPs of attention between shapes [B, heads, tokens, width]."""
+    return sdpa_flop_count(query, key, value)
+
+
+_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+"""What PyTorch's counter knows by the GPU's names only."""
 
 
 def _config(source: Source, part: str) -> dict[str, Any] | None:

@@ -34,6 +34,9 @@ def ade20k(**names: object) -> Settings:
 def test_operations_are_counted_as_multiplications_and_additions() -> None:
     conv = nn.Conv2d(3, 5, 3, padding=1, bias=False)
     assert speed.flops(lambda: conv(torch.zeros(2, 3, 8, 8))) == 2 * 2 * 5 * 3 * 9 * 8 * 8
+    words = torch.zeros(2, 4, 16, 8)
+    attention = nn.functional.scaled_dot_product_attention
+    assert speed.flops(lambda: attention(words, words, words)) == 2 * 2 * 2 * 4 * 16 * 16 * 8
 
 
 def test_a_guided_step_is_its_parts() -> None:
