@@ -29,11 +29,14 @@ from d3s2.core.files import load_npz
 from d3s2.core.machine import peak_memory
 from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.opening import open_dataset
+from d3s2.models.checkpoints import read_checkpoint
 from d3s2.models.load import load_generator, load_proxy
-from d3s2.models.mmseg_proxy import read_checkpoint
 from d3s2.runs.config import resolve
+from d3s2.runs.network_choice import missing_backbone
 from d3s2.runs.notebooks import publish, read_chapters
 from d3s2.runs.stages import Stage
+from d3s2.training.job import TrainingJob
+from d3s2.training.mask2former import build_runner
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "d3s2").rglob("*.py"), *(ROOT / "notebooks").rglob("*.ipynb")])
@@ -260,6 +263,26 @@ def test_pickled_weights_are_refused(
     (tmp_path / folder / "diffusion_pytorch_model.bin").write_bytes(stream.getvalue())
     with pytest.raises(OSError, match="safetensors"):
         load(tmp_path / top)
+    assert not (tmp_path / "caught").exists()
+
+
+def test_pickled_weights_of_a_backbone_are_refused(tmp_path: Path) -> None:
+    """mmengine alone would warn, and run them."""
+    torch.save({"state_dict": {}, "meta": Trap(tmp_path / "caught")}, tmp_path / "swin.pth")
+    job = TrainingJob(
+        name="swin",
+        train_root=str(tmp_path),
+        val_root=str(tmp_path),
+        num_classes=5,
+        work_dir=str(tmp_path / "work"),
+        network="swin-s",
+        backbone_weights=str(tmp_path / "swin.pth"),
+    )
+    with pytest.raises(D3S2Error, match=r"swin\.pth cannot be read safely"):
+        build_runner(job)
+    names = {"profile": "ade20k", "backbone_weights": job.backbone_weights}
+    sentence = missing_backbone(resolve(names, remember=False))
+    assert "swin.pth cannot be read safely" in sentence
     assert not (tmp_path / "caught").exists()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d3s2.core import machine
+from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.pairing import parse_size
 from d3s2.runs.parameters import Settings
@@ -66,11 +67,21 @@ def backbone_path(settings: Settings) -> Path:
 
 
 def missing_backbone(settings: Settings) -> str:
-    """A sentence when the network needs ImageNet weights that are not there, else ""."""
-    if settings.network != "swin-s" or backbone_path(settings).is_file():
+    """A sentence when the network needs ImageNet weights that are not there, or that cannot be read
+    as weights alone, else "".
+    """
+    path = backbone_path(settings)
+    if settings.network != "swin-s":
         return ""
-    what = "the ImageNet weights of Swin-S"
-    return missing(what, backbone_path(settings), _address(), "backbone_weights")
+    if not path.is_file():
+        return missing("the ImageNet weights of Swin-S", path, _address(), "backbone_weights")
+    from d3s2.models.checkpoints import read_checkpoint  # imports PyTorch: seconds
+
+    try:
+        read_checkpoint(path)
+    except D3S2Error as error:
+        return str(error)
+    return ""
 
 
 def refused_precision(settings: Settings) -> str:

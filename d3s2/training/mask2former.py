@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from d3s2.models.checkpoints import read_checkpoint
 from d3s2.models.openmmlab import CONFIGS, MODELS
 from d3s2.training import protocol, swin
 from d3s2.training.job import TrainingJob
@@ -107,8 +108,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 def build_runner(job: TrainingJob, checkpoint: Path | None = None) -> Runner:
     """mmengine's Runner for a job. On the CPU it takes one thread: then the same job gives the same
-    bytes.
+    bytes. Raises D3S2Error for backbone weights that are no weights alone.
     """
+    if job.network == "swin-s":
+        read_checkpoint(Path(job.backbone_weights))  # where mmengine goes on, and runs a pickle
     if job.device == "cpu":
         torch.set_num_threads(1)
         if job.processes > 1 and not torch.distributed.is_initialized():
