@@ -336,17 +336,17 @@ def test_a_loss_can_be_added(tmp_path: Path, one_thread: None) -> None:
 def test_a_generator_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = [code for page, code in blocks("python") if page == PAGE and "def crayons" in code]
     names = run_block(PAGE, "def crayons", {"__name__": __name__})
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "models.py").write_text(code)
+    (tmp_path / "crayon_box").mkdir()
+    (tmp_path / "crayon_box" / "models.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     told = tmp_path / "crayons.json"
     told.write_text("{}")
     scenes = small_scenes(tmp_path / "scenes", 1)
     options = DiffusionOptions(str(told), "")
     model = open_custom(
-        "mine.models:crayons", options, scenes.class_names, scenes.palette[:20], "cpu"
+        "crayon_box.models:crayons", options, scenes.class_names, scenes.palette[:20], "cpu"
     )
-    assert files_of("mine.models:crayons", options) == names["files"](options) == [told]
+    assert files_of("crayon_box.models:crayons", options) == names["files"](options) == [told]
     labels = read_masks(scenes, [0])
     run = sample(model, initial_noise([1], model.noise_shape(64, 64)), labels, None, 4)
     pixels = (255 * (finish(run).image[0] / 2 + 0.5)).round().permute(1, 2, 0)

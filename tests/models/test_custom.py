@@ -92,9 +92,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (place / "mine" / "broken.py").write_text("import nothing_of_this_name\n")
     (place / "mine" / "raises.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(place)
-    before = set(sys.modules)
     yield place
-    for name in set(sys.modules) - before:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "mine_alone")]:
         del sys.modules[name]
 
 
