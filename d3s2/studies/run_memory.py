@@ -2,11 +2,11 @@
 python -m d3s2.studies.run_memory
 
 No weights are needed. Stable Diffusion's stages and the proxy's are counted on tensors that have a
-shape and no content (see `memory`). Swin-S takes real steps with random weights at two small
-numbers of pixels, whose bytes alive are counted as well; since activations go with the pixels and
-gradients do not, a line through both gives the larger ones. All is counted on a CPU, where autocast
-chooses some kinds otherwise than on a GPU. `RESERVE` stands for what is not counted: workspaces of
-the kernels, fragmentation, the device's own context.
+shape and no content (see `memory`). Swin-S really takes a step of one image with random weights (a
+minute, 5 GB), whose bytes alive are counted as well; more images take so many times as much, and
+gradients once more: a bound from above. All is counted on a CPU, where autocast chooses some kinds
+otherwise than on a GPU, and with d3s2's deformable attention in plain PyTorch. `RESERVE` stands for
+what is not counted: workspaces of the kernels, fragmentation, the device's own context.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -43,9 +44,9 @@ CLASSES = 150
 PROMPTS = 2
 """Texts at once: the mask's and the negative one."""
 SMALL = 128
-"""Pixels of a side with which Swin-S takes its real steps."""
+"""Pixels of a side with which the labels' share of the feature statistics is counted."""
 IN_AN_IMAGE = 10
-"""Classes of an image in those steps."""
+"""Classes of the image that Swin-S is trained with."""
 TEXT = {
     "vocab_size": 49408,
     "hidden_size": 768,
@@ -55,7 +56,7 @@ TEXT = {
 }
 
 
-class Stage(NamedTuple):
+class Need(NamedTuple):
     """One line: what is counted with which settings; GiB of weights, and of all at the peak."""
 
     name: str
@@ -88,14 +89,14 @@ def default_kind(kind: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def counted(name: str, settings: str, weights: int, work: Callable[[], object]) -> Stage:
+def counted(name: str, settings: str, weights: int, work: Callable[[], object]) -> Need:
     """The bytes that are alive at once during `work`, on top of the weights."""
     with LiveBytes() as live:
         work()
-    return Stage(name, settings, weights / GIB, (weights + live.peak) / GIB)
+    return Need(name, settings, weights / GIB, (weights + live.peak) / GIB)
 
 
-def painting(precision: str, size: int, batch: int) -> list[Stage]:
+def painting(precision: str, size: int, batch: int) -> list[Need]:
     """Chapter 03, all of whose networks are loaded together: text, a step without and with
     guidance, the image at the end.
     """
@@ -131,7 +132,7 @@ def painting(precision: str, size: int, batch: int) -> list[Stage]:
     return found
 
 
-def statistics(size: int) -> Stage:
+def statistics(size: int) -> Need:
     """Chapter 01: the proxy's features of as many images as are taken at once, and their
     moments.
     """
@@ -150,33 +151,35 @@ def statistics(size: int) -> Stage:
         tiny = statistics(SMALL)
         share = images * size**2 / (max(1, MOST_PIXELS // SMALL**2) * SMALL**2)
         peak = tiny.weights + (tiny.peak - tiny.weights) * share
-        return Stage("feature statistics", f"{images} images at once", tiny.weights, peak)
+        return Need("feature statistics", f"{images} images at once", tiny.weights, peak)
     weights = bytes_of(proxy) / GIB
-    return Stage("feature statistics", f"{images} images at once", weights, weights + small.peak)
+    return Need("feature statistics", f"{images} images at once", weights, weights + small.peak)
 
 
 # ------------------------------------------------------------------------------- Swin-S, really run
-def swin(precision: str, size: int, batch: int) -> tuple[nn.Module, dict[str, object]]:
-    """Mask2Former Swin-S with random weights, and a batch of so many images."""
+def swin(size: int) -> tuple[nn.Module, dict[str, list]]:
+    """Mask2Former Swin-S with random weights, and a batch of one image."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
+    init_default_scope("mmseg")
     job = TrainingJob("memory", "", "", CLASSES, "", size=(size, size), network="swin-s")
     config = mask2former.build_config(job)
     config.model.backbone.init_cfg = None
     model = mask2former.MODELS.build(config.model)
     rows = torch.arange(size)[:, None] * IN_AN_IMAGE // size
     labels = rows.expand(size, size)[None].contiguous()
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=labels)) for _ in range(batch)]
-    for sample in samples:
-        sample.set_metainfo({"img_shape": (size, size), "ori_shape": (size, size)})
-    images = [torch.zeros(3, size, size, dtype=torch.uint8) for _ in range(batch)]
-    return model, {"inputs": images, "data_samples": samples}
+    sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
+    sample.set_metainfo({"img_shape": (size, size), "ori_shape": (size, size)})
+    image = torch.zeros(3, size, size, dtype=torch.uint8)
+    return model, {"inputs": [image], "data_samples": [sample]}
 
 
-def step_bytes(precision: str, batch: int) -> int:
-    """Bytes alive at once in a training step of `SMALL` images, weights and optimizer apart."""
-    model, data = swin(precision, SMALL, batch)
+def step_bytes(precision: str, size: int) -> tuple[int, int]:
+    """(Bytes of the weights, bytes alive at once in a training step of one image on top of them and
+    of the optimizer's).
+    """
+    model, data = swin(size)
     model.train()
     kind = PRECISIONS[precision]
     with LiveBytes() as live:
@@ -184,61 +187,42 @@ def step_bytes(precision: str, batch: int) -> int:
         with torch.autocast("cpu", kind, enabled=kind != torch.float32):
             losses = model(**inputs, mode="loss")
         model.parse_losses(losses)[0].backward()
-    return live.peak
+    return bytes_of(model), live.peak
 
 
-def judging_bytes(batch: int) -> int:
-    """Bytes alive at once while `SMALL` images are judged, in float32."""
-    model, data = swin("float32", SMALL, batch)
+def judging_bytes(size: int) -> tuple[int, int]:
+    """(Bytes of the weights, bytes alive at once while one image is judged)."""
+    model, data = swin(size)
     model.eval()
     with torch.no_grad(), LiveBytes() as live:
         model(**model.data_preprocessor(data, False), mode="predict")
-    return live.peak
+    return bytes_of(model), live.peak
 
 
-def at(pixels: int, of: Callable[[int], int], few: int = 2, many: int = 4) -> float:
-    """Bytes for so many pixels, on the line through those of two numbers of small images."""
-    first = of(few)
-    slope = (of(many) - first) / (SMALL**2 * (many - few))
-    return first + slope * (pixels - few * SMALL**2)
-
-
-def training(precision: str, size: int, batches: Sequence[int]) -> list[Stage]:
+def training(precision: str, size: int, batches: Sequence[int]) -> list[Need]:
     """Chapter 04: a step with so many images at once (batch_size divided by parts and GPUs)."""
-    weights = bytes_of(swin(precision, SMALL, 1)[0])
-    moments = 2 * weights  # AdamW's
-    known: dict[int, int] = {}
-
-    def of(batch: int) -> int:
-        if batch not in known:
-            known[batch] = step_bytes(precision, batch)
-        return known[batch]
-
+    weights, one = step_bytes(precision, size)
+    constant = 4 * weights  # themselves, their gradients, and two moments of AdamW
     found = []
     for batch in batches:
-        peak = weights + moments + at(batch * size**2, of)
         settings = f"{precision}, {batch} image(s) at once"
-        found.append(Stage("Swin-S, a training step", settings, weights / GIB, peak / GIB))
+        peak = (constant + batch * one) / GIB
+        found.append(Need("Swin-S, a training step", settings, weights / GIB, peak))
     return found
 
 
-def judging(size: int) -> list[Stage]:
+def judging(size: int) -> list[Need]:
     """Chapter 04: the validation batch of each protocol."""
-    weights = bytes_of(swin("float32", SMALL, 1)[0])
-    cases = {
-        "protocol=squeezed, 4 images": 4 * size**2,
-        "protocol=published, 4:3": size**2 * 4 // 3,
-    }
+    weights, one = judging_bytes(size)
+    cases = {"squeezed, 4 images at once": 4, "published, an image of 4:3": 4 / 3}
     return [
-        Stage(
-            "Swin-S, judging", settings, weights / GIB, (weights + at(pixels, judging_bytes)) / GIB
-        )
-        for settings, pixels in cases.items()
+        Need("Swin-S, judging", what, weights / GIB, (weights + images * one) / GIB)
+        for what, images in cases.items()
     ]
 
 
 # ---------------------------------------------------------------------------------------- the table
-def table(stages: Sequence[Stage]) -> str:
+def table(stages: Sequence[Need]) -> str:
     """A Markdown table of the stages, with what fits which card."""
     head = ["stage", "settings", "weights GiB", "peak GiB", *(f"{card} GB" for card in CARDS)]
     lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|" + "---|" * len(CARDS)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d3s2.studies import memory, run_memory
-from d3s2.studies.run_memory import GIB, RESERVE, Stage, at, counted, table
+from d3s2.studies.run_memory import GIB, RESERVE, Need, counted, table
 
 NARROW = {
     "sample_size": 8,
@@ -21,16 +21,15 @@ def test_a_stage_is_its_weights_and_what_is_alive_at_once():
     assert (stage.weights, stage.peak) == (3, 3 + 2 * 4096 / GIB)
 
 
-def test_a_line_through_two_numbers_of_pixels_gives_the_larger_ones():
-    def of(batch: int) -> int:
-        return 1000 + 3 * batch * run_memory.SMALL**2
-
-    for pixels in (512**2, 8 * 512**2):
-        assert at(pixels, of) == 1000 + 3 * pixels
+def test_a_batch_takes_its_images_times_and_weights_four_times(monkeypatch):
+    monkeypatch.setattr(run_memory, "step_bytes", lambda precision, size: (2 * GIB, 3 * GIB))
+    monkeypatch.setattr(run_memory, "judging_bytes", lambda size: (2 * GIB, 3 * GIB))
+    assert [stage.peak for stage in run_memory.training("float32", 512, (1, 8))] == [11, 32]
+    assert [stage.peak for stage in run_memory.judging(512)] == [14, 6]
 
 
 def test_the_table_says_what_fits_a_card_and_leaves_room():
-    stages = [Stage("step", f"{peak}", 1.0, peak) for peak in (16 - RESERVE, 16.0, 30.0)]
+    stages = [Need("step", f"{peak}", 1.0, peak) for peak in (16 - RESERVE, 16.0, 30.0)]
     rows = [line.split(" | ")[3:] for line in table(stages).splitlines()[2:]]
     assert rows == [
         ["14.00", "fits", "fits |"],
@@ -53,8 +52,7 @@ def test_guidance_takes_more_than_none_and_the_gradient_through_the_denoiser_mos
 
 
 @pytest.mark.processes  # seconds
-def test_a_real_step_of_swin_s_holds_its_gradients(monkeypatch):
-    monkeypatch.setattr(run_memory, "SMALL", 64)
-    weights = run_memory.bytes_of(run_memory.swin("float32", 64, 1)[0])
-    assert run_memory.step_bytes("float32", 1) > weights
-    assert 0 < run_memory.judging_bytes(1) < run_memory.judging_bytes(2)
+def test_a_real_step_of_swin_s_holds_its_gradients():
+    weights, trained = run_memory.step_bytes("float32", 64)
+    assert trained > weights > 68e6 * 4
+    assert 0 < run_memory.judging_bytes(64)[1] < trained
