@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from d3s2.core.long_work import duration
+
 SAY_EVERY = 180.0
 """Seconds between two lines of one training, at most."""
 STALLED_AFTER = 600.0
@@ -96,26 +98,13 @@ class Watch:
         to_come = self.iterations - self._state["iteration"]
         if not done or not to_come:
             return ""
-        return f", {span(to_come * (self._moved - since) / done)} left"
+        return f", {duration(to_come * (self._moved - since) / done)} left"
 
     def _stalled(self, now: float) -> str:
         where = self._place() if self._state else "before its first ten iterations"
         return (
-            f"{self.name}: no progress for {span(now - self._moved)} ({where}); its process "
+            f"{self.name}: no progress for {duration(now - self._moved)} ({where}); its process "
             f"{self.process} is alive and goes on. Look at {self.logs / 'train.log'}, whether the "
             "process computes (top, nvidia-smi) and whether the disk answers; ended, it goes on "
             "from its checkpoint when run again."
         )
-
-
-def span(seconds: float) -> str:
-    """A duration in words of two units at most: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours = minutes // 60
-    if hours < 24:
-        return f"{hours} h {minutes % 60} min"
-    return f"{hours // 24} d {hours % 24} h"

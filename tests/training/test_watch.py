@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
-import pytest
-
 from d3s2.core.files import read_json, write_json
 from d3s2.training.registered import Progress
-from d3s2.training.watch import SAY_EVERY, STALLED_AFTER, Watch, span
+from d3s2.training.watch import SAY_EVERY, STALLED_AFTER, Watch
 
 
 class Told:
@@ -51,7 +49,7 @@ def test_a_long_training_says_a_line_every_few_minutes(tmp_path):
             lines[second] = line
     gaps = [later - earlier for earlier, later in zip([0, *lines], lines, strict=False)]
     assert set(gaps) == {SAY_EVERY} and len(lines) == 3600 / SAY_EVERY
-    assert lines[1800] == "tiny: 900 of 10000 iterations, loss 2.0, 5 h 3 min left"
+    assert lines[1800] == "tiny: 900 of 10000 iterations, loss 2.0, 5.1 h left"
 
 
 def test_what_a_checkpoint_had_done_is_no_evidence_for_the_pace(tmp_path):
@@ -111,18 +109,3 @@ def test_the_hook_says_how_many_batches_are_judged(tmp_path):
         "batches": 25,
     }
     assert os.getppid() == hook.parent
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.4, "0 s"),
-        (89, "89 s"),
-        (90, "2 min"),
-        (3569, "59 min"),
-        (3600, "1 h 0 min"),
-        (26 * 3600 + 60, "1 d 2 h"),
-    ],
-)
-def test_durations_in_words(seconds, words):
-    assert span(seconds) == words
