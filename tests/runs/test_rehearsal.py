@@ -143,8 +143,8 @@ def test_what_the_run_fetches_itself_is_not_missing(own_home: Path, tmp_path: Pa
 
 
 THOROUGH = os.environ.get("D3S2_THOROUGH") == "1"
-"""Otherwise one profile goes to its end: the others differ in data and in the proxy's config, which
-the tests above open.
+"""Otherwise one profile goes to its end, since each takes minutes: the others differ in data and in
+the proxy's config, which the tests above open.
 """
 
 
