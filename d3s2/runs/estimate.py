@@ -191,13 +191,15 @@ def hours(work: Work, device: str) -> Iterator[tuple[str, float, str]]:
         f"{work.painted} images and {DEMOS} in notebook 03 x {_flops(image)} / "
         f"{_flops(own)} a second in {settings.precision}",
     )
+    trained = speed.speed(settings.training_precision, device)
     forward = speed.trained_flops(build(str(SHIPPED)), work.size)
     spent = forward * (BACKWARD * work.iterations * settings.batch_size + work.trainings * val)
     yield (
         "trainings",
-        spent / single / settings.gpus,
+        spent / trained / settings.gpus,
         f"{work.trainings} x {settings.iterations} iterations of {settings.batch_size} images x "
-        f"{_flops(BACKWARD * forward)} / {_flops(single)} a second in float32",
+        f"{_flops(BACKWARD * forward)} / {_flops(trained)} a second in "
+        f"{settings.training_precision}",
     )
 
 
