@@ -17,8 +17,8 @@ from d3s2.data.folder import complete_png, open_folder, write_classes
 
 PIECE = 8
 """Images that a process prepares at a time."""
-WORTHWHILE = 100
-"""Images from which on several processes are quicker, which take a second to begin."""
+WORTHWHILE = 500
+"""Images from which on several processes are used, which take a second or two to begin."""
 
 
 def materialise(
