@@ -140,7 +140,10 @@ def shortages(settings: Settings) -> Iterator[str]:
 def lines(settings: Settings) -> Iterator[str]:
     """The estimate in words; takes some seconds."""
     work = Work(settings)
-    device = machine.pick_device(settings.device)
+    try:
+        device = machine.pick_device(settings.device)
+    except D3S2Error:  # no GPU here, as is said elsewhere
+        device = "cpu"
     yield (
         "estimate, not a measurement: counts x FLOPs of the networks / speed of a few blocks "
         f"measured now on this {machine.device_name(device)}"

@@ -50,7 +50,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     (folder / "tiny.py").write_text(CONFIG.replace("num_classes=5", "num_classes=150"))
     torch.manual_seed(0)
     save_file(build(str(folder / "tiny.py")).state_dict(), folder / "tiny.safetensors")
-    (folder / "swin.pth").write_bytes(b"weights")
+    torch.save({"weight": torch.zeros(1)}, folder / "swin.pth")
     return {
         "diffusion_model": model,
         "controlnet_model": control,
