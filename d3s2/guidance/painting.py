@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from d3s2.core import parallel
-from d3s2.core.errors import D3S2Error, what_to_lower
+from d3s2.core.errors import D3S2Error, in_halves
 from d3s2.core.files import read_json, write_json, write_png, write_text
 from d3s2.core.long_work import Steps
 from d3s2.data.dataset import IGNORE, SegmentationDataset
@@ -316,17 +317,10 @@ class _Sight(NamedTuple):
 
 def _paint_group(ranks: Sequence[int], job: _Job, out_of_memory: str) -> list[_Painted]:
     """`_paint_at_once`, or in halves where the GPU's memory is too small for that."""
-    try:
-        return _paint_at_once(ranks, job)
-    except torch.OutOfMemoryError as error:
-        if out_of_memory == "stop" or len(ranks) == 1:
-            raise D3S2Error(
-                what_to_lower(len(ranks), "sampling_batch", "vae_memory=tiling or jacobian=detach")
-            ) from error
-    torch.cuda.empty_cache()  # outside of the handler, whose error still holds the tensors
-    middle = len(ranks) // 2
-    first = _paint_group(ranks[:middle], job, out_of_memory)
-    return first + _paint_group(ranks[middle:], job, out_of_memory)
+    more = "vae_memory=tiling or jacobian=detach"
+    work = partial(_paint_at_once, job=job)
+    parts = in_halves(work, ranks, out_of_memory, "sampling_batch", more)
+    return [painted for part in parts for painted in part]
 
 
 def _paint_at_once(ranks: Sequence[int], job: _Job) -> list[_Painted]:

@@ -98,7 +98,7 @@ def _stand_ins(settings: Settings, folder: Path) -> tuple[dict[str, str], list[s
         places["data_root"] = str(_data(settings, folder))
         sentences.append(f"drawn images in the layout of {settings.data_format}")
     pretrained = choose_models(settings).pretrained
-    if "generator" in pretrained and list(pretrained["generator"].check()):
+    if settings.generator == "stable-diffusion" and list(pretrained["generator"].check()):
         places["diffusion_model"], places["controlnet_model"] = _diffusion(folder)
         sentences.append("Stable Diffusion and ControlNet, narrow, with random weights")
     if "proxy" in pretrained and list(pretrained["proxy"].check()):

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import sparse
 from torch import Tensor, nn
 
+from d3s2.core import long_work
 from d3s2.core.errors import D3S2Error
 from d3s2.data import scenes
 from d3s2.data.dataset import IGNORE, ClassInfo, SegmentationDataset
@@ -549,6 +550,7 @@ class Terminal(io.StringIO):
 def test_a_batch_is_of_32_images_a_shard_of_64_and_the_bar_counts_them(
     small: SegmentationDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(long_work, "FLASH", 0)
     data, proxy = small.subset([0] * 66), Counting()
     passes = {
         "feature statistics": (3, lambda **more: feature_statistics(data, proxy, **more)),
