@@ -98,7 +98,7 @@ def stage_modules(notebook: str, stage: str) -> list[str]:
 STAGES = {
     "statistics": ("01_data_statistics", 15),
     "selection": ("02_mask_selection", 10),
-    "distilled": ("03_guided_sampling", 20),
+    "distilled": ("03_guided_sampling", 21),
 }
 
 

@@ -28,8 +28,9 @@ from PIL import Image
 from torch import Tensor
 
 from d3s2.core import parallel
-from d3s2.core.errors import D3S2Error, in_halves
+from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json, write_json, write_png, write_text
+from d3s2.core.halving import in_halves
 from d3s2.core.long_work import Steps
 from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.folder import open_folder, write_classes

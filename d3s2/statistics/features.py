@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from d3s2.core import parallel
-from d3s2.core.errors import D3S2Error, in_halves
+from d3s2.core.errors import D3S2Error
 from d3s2.core.files import load_npz, write_npz
+from d3s2.core.halving import in_halves
 from d3s2.core.parallel import chunks, with_bar
 from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.tensors import read_images, read_masks

@@ -22,8 +22,8 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, ValLoop
 
-from d3s2.core.errors import in_halves
 from d3s2.core.files import atomic_path
+from d3s2.core.halving import in_halves
 from d3s2.data.dataset import IGNORE
 from d3s2.models.openmmlab import LOOPS
 from d3s2.training.registered import BatchedHead, Progress

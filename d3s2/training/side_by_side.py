@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from d3s2.core import machine
-from d3s2.core.errors import D3S2Error, what_to_lower
+from d3s2.core.errors import D3S2Error
+from d3s2.core.halving import what_to_lower
 from d3s2.core.places import PACKAGE
 from d3s2.core.processes import bound_environment
 from d3s2.training.job import (

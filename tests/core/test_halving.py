@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from d3s2.core.errors import D3S2Error, in_halves
+from d3s2.core.errors import D3S2Error
+from d3s2.core.halving import in_halves
 
 
 def taking(most: int, seen: list[list[int]]) -> Callable[[Sequence[int]], list[int]]:
