@@ -32,7 +32,7 @@ settings.register_profile(
 )
 
 
-LONGEST = ("nbval", "smoke", "test_a_run", "test_damage", "test_rehearsal", "test_ablation")
+LONGEST = ("nbval", "smoke", "test_rehearsal", "test_damage", "test_a_run", "test_devices")
 """Beginnings of the names of scopes that take minutes, in the order in which they begin."""
 SMOKE = ("test_notebooks", "test_container", "test_faults")
 """Files whose tests look at the same smoke run."""
