@@ -53,13 +53,14 @@ FROM packages
 COPY --from=operations /wheels /wheels
 RUN find /wheels -name '*.whl' -exec pip install --no-cache-dir --no-deps --force-reinstall {} +
 
-# The folders are open to every user id, so that `--user $(id -u):$(id -g)` can write to what is mounted there.
+# Models that are fetched stay in what is mounted, as data and runs do. The folders are open to every user id, so that `--user $(id -u):$(id -g)` can write to what is mounted there.
 ARG UID=1000
 RUN useradd --uid "$UID" --create-home d3s2; \
     chmod 1777 /home/d3s2; \
     install -d -m 1777 /d3s2
 ENV HOME=/home/d3s2 \
     D3S2_HOME=/d3s2 \
+    HF_HOME=/d3s2/hub \
     PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -199,6 +199,7 @@ def test_the_image_says_how_it_wants_to_be_run(image: Image) -> None:
         "NVIDIA_VISIBLE_DEVICES=all",
         "NVIDIA_DRIVER_CAPABILITIES=compute,utility",
         "D3S2_HOME=/d3s2",
+        "HF_HOME=/d3s2/hub",  # else fetched models would end with the container
     } <= set(config["Env"])
     health = image.run(*config["Healthcheck"]["Test"][1:], entry=False)
     assert health.returncode == 0, health.stderr  # no JupyterLab is asked for here
