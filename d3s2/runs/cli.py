@@ -296,7 +296,7 @@ def _run(options: argparse.Namespace) -> int:
 
     plan = runner.Plan(options.first, options.last, options.force)
     names = parameters(options)
-    _say_estimate(names)
+    say_estimate(names, options.notebooks)
     settings = runner.run(names, plan, options.notebooks, options.scheduler)
     run_dir = Path(settings.run_dir)
     for name, seconds, peak_mb in runner.timings(run_dir):
@@ -315,13 +315,17 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _say_estimate(names: dict[str, Any]) -> None:
-    """What a run that takes hours will take, once nothing stands in its way."""
-    from d3s2.runs import estimate, refusals
+def say_estimate(names: dict[str, Any], notebooks: Path | None = None) -> None:
+    """Print what a run that takes hours will take, once nothing stands in its way; nothing for one
+    that has all its results.
+    """
+    from d3s2.runs import estimate, refusals, runner
 
     settings = config.resolve(names, remember=False)
-    if estimate.wants(settings):
-        refusals.refuse_early(settings)
+    if not estimate.wants(settings):
+        return
+    refusals.refuse_early(settings)
+    if not runner.is_finished(names, notebooks):
         for line in estimate.lines(settings):
             print(line, flush=True)
 

@@ -19,7 +19,7 @@ from d3s2.data.opening import open_dataset
 from d3s2.models.mmseg_proxy import load_mmseg_proxy
 from d3s2.models.stable_diffusion import DiffusionOptions, load_stable_diffusion
 from d3s2.models.stand_ins import write_checkpoint, write_diffusion
-from d3s2.runs import config, rehearsal, runner
+from d3s2.runs import cli, config, rehearsal, runner
 from d3s2.runs.model_choice import choose_models
 from d3s2.runs.network_choice import missing_backbone
 from d3s2.runs.profiles import PROFILES
@@ -140,6 +140,20 @@ def test_what_the_run_fetches_itself_is_not_missing(own_home: Path, tmp_path: Pa
         runner.run(names)
     said = str(caught.value)
     assert "stable-diffusion" not in said and "the proxy's checkpoint" in said
+
+
+@pytest.mark.processes
+def test_a_run_that_nothing_stops_says_first_what_it_will_take(
+    own_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.say_estimate({"profile": "scenes"})
+    assert not capsys.readouterr().out
+    cli.say_estimate(rehearsal.prepare({"profile": "voc2012"}).names)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("estimate, not a measurement")
+    first_words = [line.split()[0] for line in said[1:]]
+    parts = ["preparing", "statistics", "painting", "trainings", "together"]
+    assert first_words == ["to", "disk", *parts]
 
 
 @pytest.mark.notebooks
