@@ -9,6 +9,7 @@ from typing import Any
 
 import papermill
 import pytest
+import torch
 from notebook_maker import write_notebook
 from small_scenes import small_scenes
 
@@ -59,12 +60,13 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("D3S2_HOME", str(tmp_path))
     values = {name: another(name, value) for name, value in PROFILES["camvid"].items()}
     backbone = tmp_path / "backbone.pth"
-    backbone.write_bytes(b"weights")  # asked for before the first notebook
+    torch.save({"weight": torch.zeros(1)}, backbone)  # read before the first notebook
     small_scenes(tmp_path / "mine", 2)
     write_split(tmp_path / "mine", "val", 1)
     fitting = {"data_format": "folder", "data_root": str(tmp_path / "mine"), "budget": 2.0}
     fitting |= {
         "device": "cpu",
+        "training_precision": "bfloat16",
         "batch_size": 6,
         "proxy_checkpoint": str(backbone),
         "train_images": 2,

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import write_json
@@ -152,7 +153,9 @@ def test_all_of_a_profile_is_fetched_and_found_and_what_fails_stops_no_other(
     )
     assert "in 5 parts" in first.stdout and "somebody/model at v9: about" in first.stdout
     assert hub.revisions == {"v9", "main"}
-    hub.files |= {"/proxy.pth": b"proxy", "/backbone.pth": b"backbone"}
+    weights = io.BytesIO()
+    torch.save({"weight": torch.zeros(1)}, weights)
+    hub.files |= {"/proxy.pth": b"proxy", "/backbone.pth": weights.getvalue()}
     hub.asked.clear()
     second = run()
     assert second.returncode == 0, second.stderr
