@@ -47,7 +47,7 @@ def library_versions(*modules: str) -> dict[str, str]:
     named: set[str] = set()
     for module, source in sources(*modules).items():
         if module not in BESIDE:
-            named |= _libraries(ast.parse(source))
+            named |= _libraries(source)
     found = {}
     for name in sorted(named.difference(WATCHING)):
         for distribution in _distributions().get(name, []):
@@ -70,7 +70,7 @@ def sources(*modules: str) -> dict[str, str]:
         if path is None:
             raise D3S2Error(f"There is no module {name!r}, whose version a stage asks for.")
         found[name] = path.read_text(encoding="utf-8")
-        waiting += _imports(name, ast.parse(found[name]), path.name == "__init__.py")
+        waiting += _imports(name, found[name], path.name == "__init__.py")
     return found
 
 
@@ -87,14 +87,14 @@ def _source_file(module: str) -> Path | None:
     return None
 
 
-def _imports(module: str, tree: ast.AST, is_package: bool) -> list[str]:
+def _imports(module: str, source: str, is_package: bool) -> list[str]:
     """Modules of d3s2 named by import statements, with the packages they lie in."""
     here = module.split(".") if is_package else module.split(".")[:-1]
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _import_statements(source):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = here[: len(here) - node.level + 1] if node.level else []
             parent = ".".join([*base, *([node.module] if node.module else [])])
             names |= {parent, *(f"{parent}.{alias.name}" for alias in node.names)}
@@ -102,15 +102,22 @@ def _imports(module: str, tree: ast.AST, is_package: bool) -> list[str]:
     return sorted(name for name in packages if is_module(name))
 
 
-def _libraries(tree: ast.AST) -> set[str]:
+def _libraries(source: str) -> set[str]:
     """What import statements name that is neither this package nor Python's own."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _import_statements(source):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif node.module and not node.level:
             names.add(node.module.partition(".")[0])
     return names.difference(sys.stdlib_module_names, ["d3s2"])
+
+
+@functools.cache
+def _import_statements(source: str) -> list[ast.Import | ast.ImportFrom]:
+    """Every import statement of a source. A run asks for the same hundred files again and again."""
+    statements = (ast.Import, ast.ImportFrom)
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, statements)]
 
 
 @functools.cache

@@ -70,9 +70,9 @@ def missing_backbone(settings: Settings) -> str:
     """A sentence when the network needs ImageNet weights that are not there, or that cannot be read
     as weights alone, else "".
     """
-    path = backbone_path(settings)
     if settings.network != "swin-s":
         return ""
+    path = backbone_path(settings)
     if not path.is_file():
         return missing("the ImageNet weights of Swin-S", path, _address(), "backbone_weights")
     from d3s2.models.checkpoints import read_checkpoint  # imports PyTorch: seconds

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from d3s2.guidance.sampler import (
@@ -114,12 +114,13 @@ def reference(
                 added = 0.0
                 for name, scale in steering.items():
                     unit = 1.0
-                    if guidance.mode == "norm":
-                        unit = lengths(eps) / lengths(held[name])
+                    if guidance.mode == "norm":  # where there is no gradient, nothing is added
+                        length = lengths(held[name])
+                        unit = lengths(eps) / np.where(length > 0, length, np.inf)
                     added = added + scale * math.sqrt(1 - a) * unit * held[name]
                 if guidance.clip_norm:
                     most = guidance.clip_norm * lengths(eps)
-                    added = added * np.minimum(1, most / lengths(added))
+                    added = added * np.minimum(1, most / np.maximum(lengths(added), 1e-300))
                 found.gradient = added
                 eps = eps + added
             clean = (x - math.sqrt(1 - a) * eps) / math.sqrt(a)
@@ -134,6 +135,26 @@ def reference(
             yield found
 
 
+WHITE = {
+    "scales": {"bright": -0.2, "red": 0.1},
+    "window": (0.0, 1.0),
+    "mode": "norm",
+    "jacobian": "detach",
+    "cfg_scale": 1.0,
+    "eta": 0.0,
+    "recurrence": 1,
+    "clip_norm": 0.0,
+    "every": 1,
+    "steps": 10,
+    "clip": False,
+    "guided": True,
+    "latent": True,
+}
+"""Values that drive an image to where all of it is clipped, so that a loss has no gradient."""
+
+
+@example(**WHITE)
+@example(**WHITE | {"clip_norm": 0.3})
 @settings(max_examples=60, deadline=None)
 @given(
     scales=st.fixed_dictionaries(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +219,17 @@ def test_our_networks_take_the_multiples_that_are_asked_for():
     proxy, unet = ProxySegmenter(3).config, LayoutUNet(3).config
     ours = (2 ** (len(proxy.channels) - 1), unet.patch * 2 ** (len(unet.channels) - 1))
     assert max(ours) == OURS
+
+
+@pytest.mark.processes
+def test_whether_a_run_on_scenes_can_begin_is_known_before_any_framework_is_imported():
+    """It is asked at the start of every `d3s2 run`, and by a run beside another one."""
+    code = (
+        "import sys\n"
+        "from d3s2.runs import config, refusals, runner\n"
+        "refusals.refuse_early(config.resolve({'profile': 'smoke'}, remember=False))\n"
+        "runner.is_finished({'profile': 'smoke'})\n"
+        "print({'torch', 'mmengine', 'mmseg', 'diffusers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
