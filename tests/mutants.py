@@ -7,9 +7,12 @@ each room of the house a folder of its own, and prints the score and the survivo
     make mutants                                every room: hours on two cores
     make mutants ARGS="guidance"                one room
     make mutants ARGS="guidance --only '*x_best*'"   some mutants, tried again
+    make mutants ARGS="data --sample 60"        60 mutants of each module, drawn at random
     make mutants ARGS="--report"                nothing is run: what the last runs found
 
-A second call tries only what has no verdict yet, what survived, and what changed.
+A second call tries only what has no verdict yet, what survived, and what changed. Where only some
+mutants were tried, the score has a 95 % interval (Wilson's), which holds where they were drawn at
+random.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import ast
 import difflib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -164,6 +168,30 @@ def run(folder: Path, patterns: list[str], children: int) -> None:
     subprocess.run(command, cwd=folder, env=os.environ | threads, check=False)
 
 
+def drawn(folder: Path, count: int, seed: int) -> list[str]:
+    """Names of at most so many mutants of each module of a room, drawn at random.
+
+    The mutants are written first, by a run of none of them.
+    """
+    run(folder, ["none.of.them"], 1)
+    names = []
+    for meta in metas(folder):
+        known = sorted(json.loads(meta.read_text())["exit_code_by_key"])
+        names += random.Random(seed).sample(known, min(count, len(known)))
+    return names
+
+
+def interval(killed: int, tried: int, there: int) -> str:
+    """Wilson's 95 % interval of a share, in percent; "" where every mutant was tried."""
+    if tried in (0, there):
+        return ""
+    z = 1.96
+    share = killed / tried
+    middle = (share + z**2 / (2 * tried)) / (1 + z**2 / tried)
+    half = z / (1 + z**2 / tried) * (share * (1 - share) / tried + z**2 / (4 * tried**2)) ** 0.5
+    return f"{100 * (middle - half):5.1f} to {100 * (middle + half):.1f} %"
+
+
 KILLED = {1, 3, 24, -24, 36, 152, 255}
 """Exit codes of pytest that a mutant is noticed by: a failure, an error inside, no end in sight."""
 
@@ -232,13 +260,13 @@ def report(names: list[str]) -> int:
     for mutant in everything:
         counts.setdefault(mutant.module, Counter())[mutant.verdict] += 1
     counts["all"] = sum(counts.values(), Counter())
-    print(f"{'module':30} {'mutants':>8} {'killed':>8} {'survived':>9} {'untried':>8} {'score':>7}")
+    print(f"{'module':30} {'mutants':>8} {'killed':>8} {'survived':>9} {'untried':>8} {'score':>8}")
     for module, count in counts.items():
         tried = count["killed"] + count["survived"]
         score = f"{100 * count['killed'] / tried:6.1f} %" if tried else "-"
         print(
             f"{module:30} {count.total():8} {count['killed']:8} {count['survived']:9}"
-            f" {count['untried']:8} {score:>8}"
+            f" {count['untried']:8} {score:>8} {interval(count['killed'], tried, count.total())}"
         )
     survivors = [mutant for mutant in everything if mutant.verdict == "survived"]
     unexplained = [mutant for mutant in survivors if mutant.line not in explained]
@@ -254,6 +282,8 @@ def main() -> int:
     parser.add_argument(
         "--only", action="append", default=[], help="names of mutants, with * and ?"
     )
+    parser.add_argument("--sample", type=int, default=0, help="so many of each module; 0 = all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--children", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--report", action="store_true", help="run nothing")
     arguments = parser.parse_args()
@@ -264,7 +294,11 @@ def main() -> int:
     if not arguments.report:
         for name in names:
             print(f"== {name}", flush=True)
-            run(prepare(name, ROOMS[name]), arguments.only, arguments.children)
+            folder = prepare(name, ROOMS[name])
+            only = arguments.only
+            if arguments.sample:
+                only = drawn(folder, arguments.sample, arguments.seed)
+            run(folder, only, arguments.children)
     return report(names)
 
 

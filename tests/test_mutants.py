@@ -123,3 +123,24 @@ def test_survivors_are_forgotten_and_tried_again(
     meta.write_text(json.dumps({"exit_code_by_key": verdicts}))
     mutants.run(tmp_path, ["surv*"], 1)
     assert json.loads(meta.read_text())["exit_code_by_key"] == verdicts | {"survived": None}
+
+
+def test_a_score_of_a_sample_has_wilsons_interval() -> None:
+    assert mutants.interval(45, 50, 400) == " 78.6 to 95.7 %"
+    assert mutants.interval(50, 50, 50) == mutants.interval(0, 0, 50) == ""
+
+
+def test_a_sample_is_the_same_each_time_and_never_more_than_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(mutants, "run", lambda folder, only, children: asked.append(only))
+    for module, count in (("a", 20), ("b", 3)):
+        path = tmp_path / "mutants" / f"{module}.py.meta"
+        path.parent.mkdir(exist_ok=True)
+        names = {f"{module}.{number}": None for number in range(count)}
+        path.write_text(json.dumps({"exit_code_by_key": names}))
+    found = mutants.drawn(tmp_path, 5, 1)
+    assert found == mutants.drawn(tmp_path, 5, 1) != mutants.drawn(tmp_path, 5, 2)
+    assert len(set(found)) == 8 and sum(name.startswith("a.") for name in found) == 5
+    assert asked == [["none.of.them"]] * 3  # written, not tried

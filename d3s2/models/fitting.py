@@ -1,13 +1,14 @@
 """The loop that trains the embedded generator and proxy: batches, checkpoints, averaged weights.
 
-AdamW, one cycle of the learning rate, gradients clipped at norm 1, an exponential moving average of
-the weights (all our choice). Batch number k follows from (seed, k) alone, and a training that finds
-its checkpoint goes on from there: a break changes no byte of the result. A checkpoint says what it
-was made from; another training's is set aside.
+AdamW, one cycle of the learning rate or a constant one, gradients clipped at norm 1, an exponential
+moving average of the weights (all our choice). Batch number k follows from (seed, k) alone, and a
+training that finds its checkpoint goes on from there: a break changes no byte of the result. A
+checkpoint says what it was made from; another training's is set aside.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import time
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from d3s2.core.errors import D3S2Error
 from d3s2.core.files import atomic_path, digest, write_csv
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.tensors import class_sets, scaled
@@ -31,11 +33,19 @@ WARM_UP = 0.1
 """Share of the iterations in which the learning rate rises."""
 CLIP = 1.0
 """Largest norm of a step's gradient."""
+POLICIES = ("one cycle", "constant")
+RISE = 200
+"""Iterations in which a constant learning rate rises to its value."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One training: how long, how fast, from which seed, and how often it speaks and saves."""
+    """One training: how long, how fast, from which seed, and how often it speaks and saves.
+
+    policy: of the learning rate, one of `POLICIES`. With a constant one the averaged weights are
+    those of a whole training at any time, so that it may go on for as long as it pays. average:
+    decay of the moving average. Raises D3S2Error for another policy, and an average outside [0, 1).
+    """
 
     iterations: int
     batch_size: int = 16
@@ -44,6 +54,14 @@ class Schedule:
     log_every: int = 100
     save_every: int = 500
     device: str = "cpu"
+    policy: str = "one cycle"
+    average: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise D3S2Error(f"policy is {self.policy!r}: use {' or '.join(map(repr, POLICIES))}.")
+        if not 0 <= self.average < 1:
+            raise D3S2Error(f"average is {self.average}: give a decay from 0 to below 1.")
 
 
 class PixelPool:
@@ -101,7 +119,8 @@ class MovingAverage:
 
 class Fit:
     """A training between two iterations: model, optimizer, schedule, average, and the log's rows
-    (iteration, loss, seconds). `state` and `load` are what a checkpoint keeps of it.
+    (iteration, loss, seconds, loss on held-out data or ""). `state` and `load` are what a
+    checkpoint keeps of it.
 
     made_from: a digest of all that decides its bytes: data, schedule, and the weights it begins
     with, which follow from the network, the seed and what it starts from.
@@ -109,15 +128,21 @@ class Fit:
 
     def __init__(self, model: nn.Module, recipe: Schedule, data: str = "") -> None:
         self.model = model
-        deciding = [recipe.iterations, recipe.batch_size, recipe.learning_rate, recipe.seed]
+        deciding = [recipe.batch_size, recipe.learning_rate, recipe.seed, recipe.policy]
+        deciding += [recipe.average]
+        if recipe.policy == "one cycle":  # whose steps follow from their number
+            deciding.append(recipe.iterations)
         self.made_from = digest([deciding, data, _fingerprint(model)])
         rate = recipe.learning_rate
         self.optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=WEIGHT_DECAY)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, rate, recipe.iterations, pct_start=WARM_UP
-        )
-        self.average = MovingAverage(model)
-        self.rows: list[list[float]] = []
+        if recipe.policy == "one cycle":
+            self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer, rate, recipe.iterations, pct_start=WARM_UP
+            )
+        else:
+            self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _risen)
+        self.average = MovingAverage(model, recipe.average)
+        self.rows: list[list[float | str]] = []
         self.seconds = 0.0
 
     @property
@@ -133,6 +158,12 @@ class Fit:
         self.optimizer.step()
         self.schedule.step()
         self.average.update(self.model)
+
+    def averaged(self) -> nn.Module:
+        """A copy of the model with the averaged weights."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.average.weights)
+        return model.eval()
 
     def state(self) -> dict[str, Any]:
         """What `load` goes on from."""
@@ -161,7 +192,7 @@ class Fit:
         """Write the checkpoint and the log."""
         with atomic_path(folder / CHECKPOINT) as partial:
             torch.save(self.state(), partial)
-        write_csv(folder / LOG, [["iteration", "loss", "seconds"], *self.rows])
+        write_csv(folder / LOG, [["iteration", "loss", "seconds", "held_out"], *self.rows])
 
 
 def fit(
@@ -171,13 +202,15 @@ def fit(
     folder: Path,
     report: Callable[[str], None],
     data: str = "",
+    held_out: Callable[[nn.Module], float] | None = None,
 ) -> None:
     """Train the model in place, and give it the averaged weights in the end.
 
     loss_of: the loss of a batch, all of whose random numbers come from the generator that it is
     given. folder: of the checkpoint, from which a training goes on, and of the log. report: called
-    with a line now and then. data: the fingerprint of what the model is trained on. A checkpoint of
-    other data, another schedule or another network is set aside.
+    with a line now and then. data: the fingerprint of what the model is trained on. held_out: the
+    loss of a model on other data, measured with the averaged weights at every checkpoint. A
+    checkpoint of other data, another schedule or another network is set aside.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = Fit(model, recipe, data)
@@ -196,15 +229,22 @@ def fit(
         losses.append(loss.item())
         run.seconds = time.perf_counter() - begun
         is_last = run.step == recipe.iterations
-        if is_last or run.step % recipe.log_every == 0:
+        saves = is_last or run.step % recipe.save_every == 0
+        judged = f"{held_out(run.averaged()):.5f}" if saves and held_out else ""
+        if is_last or judged or run.step % recipe.log_every == 0:
             mean = round(sum(losses) / len(losses), 5)
-            run.rows.append([run.step, mean, round(run.seconds, 1)])
+            run.rows.append([run.step, mean, round(run.seconds, 1), judged])
             losses = []
             place = f"iteration {run.step}/{recipe.iterations}"
-            report(f"{place}  loss {mean:.4f}  {run.seconds:.0f} s")
-        if is_last or run.step % recipe.save_every == 0:
+            report(f"{place}  loss {mean:.4f} {judged:>8s}  {run.seconds:.0f} s")
+        if saves:
             run.save(folder)
     model.load_state_dict(run.average.weights)
+
+
+def _risen(step: int) -> float:
+    """Share of a constant learning rate after so many steps."""
+    return min(1.0, (step + 1) / RISE)
 
 
 def _read(path: Path, device: str) -> dict[str, Any]:

@@ -24,6 +24,10 @@ from d3s2.models.proxy import ProxySegmenter
 GENERATOR_NOTE = "stable_diffusion.json"
 PROXY_NOTE = "mmseg_proxy.json"
 """Names of the notes, by which `load_generator` and `load_proxy` know them."""
+JUDGE = "judge"
+"""A folder beside `generator` and `proxy`: a second segmenter, which looks at images and decides
+none.
+"""
 _WHOLE = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
 """How diffusers' `from_pretrained` reads our half-precision files: safetensors only, to fp32."""
 
@@ -67,10 +71,11 @@ def load_proxy(folder: Path, device: str = "cpu") -> ProxySegmenter:
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 over the hashes of all weight files and notes, for the manifests of what was made
-    with them.
+    with them; not over the `JUDGE`'s.
     """
     notes = [folder.rglob(name) for name in (GENERATOR_NOTE, PROXY_NOTE)]
-    files = sorted(chain(folder.rglob("*.safetensors"), *notes))
+    found = chain(folder.rglob("*.safetensors"), *notes)
+    files = sorted(path for path in found if path.parts[len(folder.parts)] != JUDGE)
     if len(files) < 2:
         raise D3S2Error(
             f"{folder} holds {len(files)} weight files, the proxy's and the generator's are "

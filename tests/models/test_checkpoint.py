@@ -45,6 +45,8 @@ def test_the_same_training_goes_on_and_changes_nothing(tmp_path):
         {"recipe": replace(RECIPE, iterations=3)},
         {"recipe": replace(RECIPE, learning_rate=1e-2)},
         {"recipe": replace(RECIPE, batch_size=3)},
+        {"recipe": replace(RECIPE, policy="constant")},
+        {"recipe": replace(RECIPE, average=0.9)},
         {"width": 2},
         {"start": 1},
     ],
@@ -86,7 +88,7 @@ def test_both_networks_say_what_they_are_trained_on(tmp_path, monkeypatch, netwo
     heard = []
 
     def stop(*arguments):
-        heard.append(arguments[-1])
+        heard.append(arguments[5])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pretraining, "fit", stop)
