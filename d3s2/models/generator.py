@@ -253,6 +253,10 @@ class LayoutGenerator:
         """Shape of the noise that an image of this size starts from."""
         return 3, height, width
 
+    def encode(self, images: Tensor) -> Tensor:
+        """What the sampler works on, float[B, *noise_shape], of images float[B, 3, H, W]."""
+        return images
+
     def decode(self, x: Tensor) -> Tensor:
         """Images float[B, 3, H, W] of what the sampler works on, differentiable."""
         return x

@@ -154,8 +154,8 @@ def in_precision(network: Callable[[Tensor], Tensor], x: Tensor, kind: torch.dty
 class StableDiffusion(LayoutGenerator):
     """A latent diffusion model, with the decoder from its latents to images.
 
-    exact: the decoder in float32 for finished images, where `vae` has another precision; None =
-    `vae`.
+    exact: the autoencoder in float32 for finished images and those to begin at, where `vae` has
+    another precision; None = `vae`.
     """
 
     bounded: ClassVar[bool] = False
@@ -200,6 +200,14 @@ class StableDiffusion(LayoutGenerator):
             )
         return self.vae.config.latent_channels, height // factor, width // factor
 
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents float32 of images float32[B, 3, H, W] in [-1, 1]: the encoder's mean, no draw, in
+        float32 where a decoder in float32 is there.
+        """
+        vae = self.vae if self.exact is None else self.exact
+        return in_precision(partial(_encoded, vae), images, vae.dtype)
+
     def decode(self, x: Tensor) -> Tensor:
         """Images float32[B, 3, H, W] of latents, differentiable; about in [-1, 1]."""
         return in_precision(partial(_decoded, self.vae), x, self.vae.dtype)
@@ -218,6 +226,12 @@ class StableDiffusion(LayoutGenerator):
         raise D3S2Error(
             f"A pretrained diffusion model is not copied to {folder}: name its folder instead."
         )
+
+
+def _encoded(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """The mean of what an encoder makes of images; the inverse of `_decoded`'s shift and scale."""
+    latents = vae.encode(images).latent_dist.mode()
+    return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
 def _decoded(vae: AutoencoderKL, z: Tensor) -> Tensor:
