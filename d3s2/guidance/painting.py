@@ -1,14 +1,18 @@
-"""From selected masks to a distilled dataset on disk: one image a mask, each with a record of how
-it was made.
+"""From selected masks to a distilled dataset on disk: one image a mask or several, each with a
+record of how it was made.
 
 An image follows from (method, mask id, seed): its noise comes from its own random generator, seeded
 by the mask's id, so methods compared at one seed start from the same noise. Images are made in
 fixed groups of the ranking; a run that was killed repeats the group it was in and gives the same
 bytes as an unbroken one.
 
+Of a mask with several images the k-th, from 0, is the one that a set of one image a mask would have
+with the seed + `COPY_SEEDS` k. They are made in turn, the first image of every mask, then the
+second; their ids are the mask's, a hyphen and k.
+
 Who paints is a `Painter`: the networks, and what tells one method from another, its losses, its
-start noise and its judge. All three are handed in, so that another method brings functions of its
-own and no copy of a loop.
+start noise, the images it begins at, and its judge. All are handed in, so that another method
+brings functions of its own and no copy of a loop.
 """
 
 from __future__ import annotations
@@ -34,7 +38,14 @@ from d3s2.core.halving import in_halves
 from d3s2.core.long_work import Steps
 from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.folder import open_folder, write_classes
-from d3s2.data.tensors import class_sets, pad_batch, read_masks, to_float, to_uint8
+from d3s2.data.tensors import (
+    class_sets,
+    pad_batch,
+    read_images,
+    read_masks,
+    to_float,
+    to_uint8,
+)
 from d3s2.guidance.losses import (
     FeatureTargets,
     LossOptions,
@@ -50,7 +61,16 @@ from d3s2.guidance.quality import (
     judge,
     kept_class_losses,
 )
-from d3s2.guidance.sampler import Fresh, Guidance, Losses, NoiseStream, finish, sample
+from d3s2.guidance.sampler import (
+    Fresh,
+    Guidance,
+    Losses,
+    NoiseStream,
+    Start,
+    finish,
+    first_step,
+    sample,
+)
 from d3s2.models.generator import LayoutGenerator
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.statistics.features import ClassMoments
@@ -69,11 +89,22 @@ StartNoise = Callable[[Sequence[str], Sequence[int], tuple[int, int, int]], Fres
 """(ids of the masks, their seeds, shape of one image's noise) to the noise of a run: the first draw
 is where it starts, float[B, *shape], each later one the noise of a stochastic step.
 """
+Beginnings = Callable[[SegmentationDataset, Sequence[int], str], Tensor]
+"""(data set, numbers of its masks, device) to the images that a run of less than full strength
+begins at, float[B, 3, H, W] in [-1, 1]; see `data.tensors.read_images`, the masks' own photographs.
+"""
+
+COPY_SEEDS = 1000
+"""How far apart the seeds of a mask's images lie; runs with seeds below it share no noise."""
 
 RECORD = ("id", "rank", "noise_seed", "method", "class_pixels", "ignored_pixels")
 """What every record says besides the judge's numbers."""
 CHOICE = ("candidate", "scores")
 """What it says besides where there were several tries."""
+COPY = ("mask", "copy")
+"""What it says besides where a mask has several images: whose it is, and which, from 0."""
+BEGUN = ("strength",)
+"""What it says besides where the run began at a photograph."""
 
 
 # -------------------------------------------------------------------------------------- who and how
@@ -96,8 +127,10 @@ class Painter:
         targets: statistics of the real data, for the losses and the judge.
         losses: what steers (see `LossFactory`).
         judge: what is noted of each image, and what the best of several tries is chosen by (see
-            `Judge`); its names must differ from those of `RECORD` and `CHOICE`.
+            `Judge`); its names must differ from those of `RECORD`, `CHOICE`, `COPY` and `BEGUN`.
         noise: where images start (see `StartNoise`).
+        beginnings: the images that they begin at, noised, where the recipe's strength is below 1
+            (see `Beginnings`).
     """
 
     generator: LayoutGenerator
@@ -106,6 +139,7 @@ class Painter:
     losses: LossFactory = guidance_losses
     judge: Judge = judge
     noise: StartNoise = seeded_noise
+    beginnings: Beginnings = read_images
 
     @property
     def device(self) -> str:
@@ -126,8 +160,12 @@ class Recipe:
             `quality.SCORES`) is kept.
         ignore_margin: pixels whose proxy loss is above so many times their class's real mean become
             255; 0 = none, FreeMask: 1.25.
+        strength: share of the steps that is run (see `sampler.first_step`), in (0, 1]; below 1 from
+            the painter's `beginnings`, noised, 1 = from pure noise.
+        images_per_mask: how many images each mask gets, each from noise of its own.
     Raises:
-        D3S2Error: for an unknown score, counts below 1 and a negative margin.
+        D3S2Error: for an unknown score, counts below 1, a negative margin and a strength outside of
+            its range.
     """
 
     method: str = "d3s2"
@@ -139,6 +177,8 @@ class Recipe:
     candidates: int = 1
     score: str = "segmentation_loss"
     ignore_margin: float = 0.0
+    strength: float = 1.0
+    images_per_mask: int = 1
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
@@ -148,6 +188,22 @@ class Recipe:
                 f"candidates is {self.candidates}, group {self.group} and ignore_margin "
                 f"{self.ignore_margin}: the first two count from 1, the last is 0 or more."
             )
+        if not 0 < self.strength <= 1:
+            raise D3S2Error(
+                f"strength is {self.strength}: give a share of the steps above 0, up to 1 = from "
+                "pure noise."
+            )
+        if self.images_per_mask < 1:
+            raise D3S2Error(f"images_per_mask is {self.images_per_mask}: it counts from 1.")
+
+    def of_copy(self, copy: int) -> Recipe:
+        """What makes the copy-th image of every mask, from 0: another seed, all else the same."""
+        return replace(self, seed=self.seed + COPY_SEEDS * copy)
+
+
+def image_id(mask_id: str, copy: int, recipe: Recipe) -> str:
+    """The id of a mask's copy-th image, from 0: the mask's own, where it has one image alone."""
+    return mask_id if recipe.images_per_mask == 1 else f"{mask_id}-{copy}"
 
 
 def image_seed(seed: int, mask_id: str, candidate: int = 0) -> int:
@@ -168,17 +224,20 @@ def generate(
     recipe: Recipe,
     candidate: int = 0,
     memory: SetMemory | None = None,
+    begin: Tensor | None = None,
 ) -> Tensor:
-    """Images for a batch of masks; each follows from its id and seed alone.
+    """One image for each of a batch of masks; it follows from id, seed and beginning alone.
 
     Args:
         labels: int64[B, H, W], 255 = ignore, on the painter's device; ids: one a mask.
         candidate: which try, from 0.
         memory: the images made so far, for the set scope.
+        begin: float[B, 3, H, W] in [-1, 1], there too: what a strength below 1 begins at; at
+            strength 1 it is not looked at.
     Returns:
         float[B, 3, H, W], of which [-1, 1] is shown.
     Raises:
-        D3S2Error: as `sampler.sample` and the painter's losses.
+        D3S2Error: as `sampler.sample` and the painter's losses, and as `_start`.
     """
     generator = painter.generator
     seeds = [image_seed(recipe.seed, name, candidate) for name in ids]
@@ -193,10 +252,39 @@ def generate(
     layout = padded(labels)
     classes = class_sets(layout, generator.num_classes)
     losses = painter.losses(painter.proxy, layout, painter.targets, recipe.losses, memory)
-    steps = sample(
-        generator, fresh(), layout, classes, recipe.steps, recipe.guidance, losses, fresh=fresh
-    )
+    start = _start(generator, recipe, begin, padded)
+    how = (recipe.steps, recipe.guidance, losses)
+    steps = sample(generator, fresh(), layout, classes, *how, fresh=fresh, start=start)
     return finish(steps).image[: len(ids)]
+
+
+def _start(
+    generator: LayoutGenerator,
+    recipe: Recipe,
+    begin: Tensor | None,
+    padded: Callable[[Tensor], Tensor],
+) -> Start | None:
+    """Where runs of this recipe begin; None = in pure noise.
+
+    Raises D3S2Error where there is nothing to begin at, and for a generator that cannot begin at
+    images of this size.
+    """
+    if recipe.strength == 1:
+        return None
+    if begin is None:
+        raise D3S2Error(
+            f"strength is {recipe.strength}, but there are no images to begin at: give `begin`."
+        )
+    encode = getattr(generator, "encode", None)
+    clean = None if encode is None else encode(begin)
+    wanted = generator.noise_shape(*begin.shape[2:])
+    if clean is None or tuple(clean.shape[1:]) != tuple(wanted):
+        raise D3S2Error(
+            f"strength is {recipe.strength}, but the generator does not say what it makes of an "
+            f"image: give {type(generator).__name__} a method `encode` that answers "
+            f"{'x'.join(map(str, wanted))} numbers an image, or take strength 1."
+        )
+    return Start(padded(clean), first_step(recipe.steps, recipe.strength))
 
 
 def synthesise(
@@ -208,7 +296,7 @@ def synthesise(
     progress: Callable[[int, int], None] | None = None,
     out_of_memory: str = "stop",
 ) -> SegmentationDataset:
-    """Write one image for each selected mask of `dataset` and open the result.
+    """Write the images of each selected mask of `dataset` and open the result.
 
     Writes `<folder>/train/{images,labels}/<id>.png`, `classes.csv`, `records/<id>.json` and at the
     end `train/metadata.jsonl` and `card.json`; with an `ignore_margin`, `class_losses.json` before
@@ -232,7 +320,7 @@ def synthesise(
     job = _Job(painter, dataset, indices, recipe, limits)
     so_far = _MadeSoFar(job, folder)
     done = 0
-    with Steps("painting", len(indices)) as steps:
+    with Steps("painting", job.size) as steps:
         for groups in _blocks(len(indices), recipe):
             waiting = [ranks for ranks in groups if not _is_written(folder, job.ids(ranks))]
             kept = sum(map(len, groups)) - sum(map(len, waiting))
@@ -246,7 +334,7 @@ def synthesise(
                 steps.add(len(waiting[number]))
                 done += len(waiting[number])
                 if progress is not None:
-                    progress(done, len(indices))
+                    progress(done, job.size)
     made = open_folder(folder, "train")
     write_text(folder / "train" / "metadata.jsonl", _image_folder(made.ids))
     write_json(folder / "card.json", _card(job, folder))
@@ -271,21 +359,37 @@ def _check(
 
 
 def _blocks(count: int, recipe: Recipe) -> list[list[range]]:
-    """Groups of ranks that are made together. The groups of a block do not wait for each other,
-    those of the next one do: in the set scope a block ends where the memory is renewed.
+    """Groups of places in the set that are made together, each of one copy of its masks. The groups
+    of a block do not wait for each other, those of the next one do: see `_pieces`.
     """
-    size = recipe.losses.renew if recipe.losses.scope == "set" else count
-    return [_cut(block, recipe.group) for block in _cut(range(count), size)]
+    pieces = _pieces(count, recipe)
+    if recipe.losses.scope == "image":  # nothing to wait for
+        return [[group for piece in pieces for group in _cut(piece, recipe.group)]]
+    return [_cut(piece, recipe.group) for piece in pieces]
 
 
-def _cut(ranks: range, size: int) -> list[range]:
+def _pieces(count: int, recipe: Recipe) -> list[range]:
+    """The places in the set, by copy of the `count` masks; in the set scope cut up where the memory
+    is renewed.
+    """
+    copies = _cut(range(count * recipe.images_per_mask), count)
+    if recipe.losses.scope == "image":
+        return copies
+    return [piece for copy in copies for piece in _cut(copy, recipe.losses.renew)]
+
+
+def _cut(places: range, size: int) -> list[range]:
     """Consecutive pieces of at most `size`."""
-    return [ranks[start : start + size] for start in range(0, len(ranks), size)]
+    return [places[start : start + size] for start in range(0, len(places), size)]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What all groups of a block share; it travels to the workers once a block."""
+    """What all groups of a block share; it travels to the workers once a block.
+
+    A *place* in the set, from 0, counts its images: the first image of every mask by rank, then the
+    second.
+    """
 
     painter: Painter
     dataset: SegmentationDataset
@@ -294,9 +398,31 @@ class _Job:
     limits: Tensor | None  # float64[C], the classes' real mean losses, for the filter
     memory: SetMemory | None = None  # the images made before this block, for the set scope
 
-    def ids(self, ranks: Sequence[int]) -> list[str]:
-        """Names of the masks at these places of the ranking."""
-        return [self.dataset.ids[self.indices[rank]] for rank in ranks]
+    @property
+    def size(self) -> int:
+        """Images of the set."""
+        return len(self.indices) * self.recipe.images_per_mask
+
+    def copy(self, place: int) -> int:
+        """Which of its mask's images stands there, from 0."""
+        return place // len(self.indices)
+
+    def rank(self, place: int) -> int:
+        """The place of its mask in the ranking."""
+        return place % len(self.indices)
+
+    def masks(self, places: Sequence[int]) -> list[int]:
+        """Numbers of the masks of these images."""
+        return [self.indices[self.rank(place)] for place in places]
+
+    def mask_ids(self, places: Sequence[int]) -> list[str]:
+        """Names of the masks of these images."""
+        return [self.dataset.ids[index] for index in self.masks(places)]
+
+    def ids(self, places: Sequence[int]) -> list[str]:
+        """Names of these images."""
+        names = zip(self.mask_ids(places), map(self.copy, places), strict=True)
+        return [image_id(name, copy, self.recipe) for name, copy in names]
 
 
 class _Painted(NamedTuple):
@@ -316,22 +442,26 @@ class _Sight(NamedTuple):
     ignored: Tensor  # int64[B], pixels that became 255
 
 
-def _paint_group(ranks: Sequence[int], job: _Job, out_of_memory: str) -> list[_Painted]:
+def _paint_group(places: Sequence[int], job: _Job, out_of_memory: str) -> list[_Painted]:
     """`_paint_at_once`, or in halves where the GPU's memory is too small for that."""
     more = "vae_memory=tiling or jacobian=detach"
     work = partial(_paint_at_once, job=job)
-    parts = in_halves(work, ranks, out_of_memory, "sampling_batch", more)
+    parts = in_halves(work, places, out_of_memory, "sampling_batch", more)
     return [painted for part in parts for painted in part]
 
 
-def _paint_at_once(ranks: Sequence[int], job: _Job) -> list[_Painted]:
-    """The images at these places of the ranking, of several tries the best."""
+def _paint_at_once(places: Sequence[int], job: _Job) -> list[_Painted]:
+    """The images at these places of the set, all of one copy, of several tries the best."""
     painter = job.painter
-    recipe = job.recipe
-    ids = job.ids(ranks)
-    labels = read_masks(job.dataset, [job.indices[rank] for rank in ranks], painter.device)
+    recipe = job.recipe.of_copy(job.copy(places[0]))
+    masks = job.masks(places)
+    ids = job.mask_ids(places)
+    labels = read_masks(job.dataset, masks, painter.device)
+    begin = None
+    if recipe.strength < 1:
+        begin = painter.beginnings(job.dataset, masks, painter.device)
     tries = [
-        _rounded(generate(painter, labels, ids, recipe, candidate, job.memory), ids)
+        _rounded(generate(painter, labels, ids, recipe, candidate, job.memory, begin), ids)
         for candidate in range(recipe.candidates)
     ]
     # Judged as they will be read: rounded to bytes.
@@ -344,8 +474,8 @@ def _paint_at_once(ranks: Sequence[int], job: _Job) -> list[_Painted]:
     sight = _look(job, pixels, labels)
     written = sight.labels.cpu().numpy().astype(np.uint8)
     return [
-        _Painted(pixels[k], written[k], _record(job, rank, k, chosen[k], verdicts, sight))
-        for k, rank in enumerate(ranks)
+        _Painted(pixels[k], written[k], _record(job, place, k, chosen[k], verdicts, sight))
+        for k, place in enumerate(places)
     ]
 
 
@@ -378,20 +508,21 @@ def _look(job: _Job, pixels: np.ndarray, labels: Tensor) -> _Sight:
 
 def _record(
     job: _Job,
-    rank: int,
+    place: int,
     k: int,
     candidate: int,
     verdicts: Sequence[Mapping[str, Sequence[float]]],
     sight: _Sight,
 ) -> dict[str, Any]:
-    """How the image at this place of the ranking was made, the k-th of its batch, and what is seen
-    in it; null stands for a try's score that is not finite. Raises D3S2Error for other numbers so.
+    """How the image at this place of the set was made, the k-th of its batch, and what is seen in
+    it; null stands for a try's score that is not finite. Raises D3S2Error for other numbers so.
     """
-    recipe = job.recipe
-    name = job.ids([rank])[0]
+    copy = job.copy(place)
+    recipe = job.recipe.of_copy(copy)
+    name = job.mask_ids([place])[0]
     record = {
-        "id": name,
-        "rank": rank,
+        "id": image_id(name, copy, recipe),
+        "rank": job.rank(place),
         "noise_seed": image_seed(recipe.seed, name, candidate),
         "method": recipe.method,
         "class_pixels": {
@@ -400,6 +531,10 @@ def _record(
         },
         "ignored_pixels": int(sight.ignored[k]),
     }
+    if recipe.images_per_mask > 1:
+        record |= {"mask": name, "copy": copy}
+    if recipe.strength < 1:
+        record["strength"] = recipe.strength
     if recipe.candidates > 1:
         record["candidate"] = candidate
         scores = [verdict[recipe.score][k] for verdict in verdicts]
@@ -439,16 +574,16 @@ class _MadeSoFar:
     _known: int = 0
 
     @torch.no_grad()
-    def before(self, rank: int) -> SetMemory | None:
-        """Of all images before `rank`, which a block starts with; None in the image scope, and
+    def before(self, place: int) -> SetMemory | None:
+        """Of all images before this place, which a block starts with; None in the image scope, and
         before the first image.
         """
-        options = self.job.recipe.losses
-        if options.scope == "image" or rank == 0:
+        if self.job.recipe.losses.scope == "image" or place == 0:
             return None
-        for ranks in _cut(range(self._known, rank), options.renew):
-            self._add(self.job.ids(ranks))
-        self._known = rank
+        for piece in _pieces(len(self.job.indices), self.job.recipe):
+            if self._known <= piece.start < place:
+                self._add(self.job.ids(piece))
+        self._known = place
         return SetMemory.from_moments(self._moments, self.job.painter.device)
 
     def _add(self, ids: Sequence[str]) -> None:
@@ -482,10 +617,10 @@ def _card(job: _Job, folder: Path) -> dict[str, Any]:
     """What a stranger needs to know of the dataset: origin, method, settings, quality."""
     dataset = job.dataset
     recipe = job.recipe
-    ids = job.ids(range(len(job.indices)))
+    ids = job.ids(range(job.size))
     records = [read_json(folder / "records" / f"{name}.json") for name in ids]
-    judged = sorted(set(records[0]) - set(RECORD) - set(CHOICE))
-    return {
+    judged = sorted(set(records[0]).difference(RECORD, CHOICE, COPY, BEGUN))
+    card = {
         "name": f"{dataset.name}-{recipe.method}",
         "source": f"{dataset.name}/{dataset.split}",
         "images": len(ids),
@@ -496,6 +631,7 @@ def _card(job: _Job, folder: Path) -> dict[str, Any]:
         "class_agreement": _recalls(records, dataset.num_classes),
         "ignored_pixels": sum(record["ignored_pixels"] for record in records),
     }
+    return card | ({"masks": len(job.indices)} if recipe.images_per_mask > 1 else {})
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -31,6 +31,11 @@ lambda sigma_t d loss / d x_t tilts the score, -eps / sigma_t, by the loss, and 
 every r: sigma_t becomes shorter as the gradient becomes longer. "detach" divides by alpha_t. The
 step with eta = 0, x_s = alpha_s x0 + sigma_s eps, is Euler's along the velocity eps - x0. In pure
 noise, alpha_t = 0, no eps moves x0_hat, so guidance cannot begin there.
+
+A run begins in pure noise, or at an image (img2img; SDEdit, Meng et al. 2022): noised to the level
+of one of the run's steps, x_t = sqrt(a_t) x0 + sqrt(1 - a_t) eps, it goes on from there, by the
+same steps. Their numbers and the window are those of the whole run, so that guidance acts at the
+same noise levels wherever a run begins.
 """
 
 from __future__ import annotations
@@ -39,6 +44,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,7 +70,7 @@ class Guidance:
         scales: lambda of each loss by name; 0 or a missing name leaves the loss out of the
             gradient.
         window: guided part of the run as fractions of the steps, 0 = pure noise, 1 = finished
-            image.
+            image; of all steps, also where a run begins at a later one (see `Start`).
         mode: "norm" or "raw" (see the module's text).
         jacobian: "detach" or "full".
         cfg_scale: classifier-free guidance w, v = v_free + w (v_conditioned - v_free); 1 =
@@ -124,9 +130,11 @@ class Guidance:
         last = round(self.window[1] * steps)
         return first <= index < last and any(self.scales.values())
 
-    def asks(self, index: int, steps: int) -> bool:
-        """Whether a guided step takes its gradient anew; the others use the last one again."""
-        first = round(self.window[0] * steps)
+    def asks(self, index: int, steps: int, begin: int = 0) -> bool:
+        """Whether a guided step takes its gradient anew; the others use the last one again. begin:
+        the first step that is run.
+        """
+        first = max(begin, round(self.window[0] * steps))
         return (index - first) % self.every == 0
 
 
@@ -213,12 +221,35 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     return NoiseStream(seeds, shape)()
 
 
+# ------------------------------------------------------------------------------ where a run begins
+class Start(NamedTuple):
+    """An image that a run begins at, instead of pure noise."""
+
+    clean: Tensor  # float[B, D, h, w]: an image as the generator works on it, see `encode`
+    index: int  # of the first step that is run, from 0; the image is noised to its level
+
+
+def first_step(steps: int, strength: float) -> int:
+    """Index of the first of `steps` steps that is run at a strength in (0, 1]: the last round(
+    strength * steps) are, and at least one.
+
+    1 runs them all. The name and the meaning are those of diffusers' img2img pipelines, which cut
+    off where this rounds.
+    """
+    return steps - max(1, round(strength * steps))
+
+
+def noised(clean: Tensor, noise: Tensor, a_t: float) -> Tensor:
+    """x_t = sqrt(a_t) clean + sqrt(1 - a_t) noise, of float[B, D, h, w] each."""
+    return math.sqrt(a_t) * clean + math.sqrt(1 - a_t) * noise
+
+
 # ----------------------------------------------------------------------------------------- the loop
 @dataclass
 class Step:
     """One step of the sampler, for drawing and for tests."""
 
-    index: int  # which timestep, from 0
+    index: int  # which timestep of the whole run, from 0
     t: float
     x: Tensor  # float[B, D, h, w] after the step: pixels (3, H, W), or latents
     clean: Tensor  # float[B, D, h, w], the same, clean, as predicted before guidance
@@ -256,6 +287,7 @@ def sample(
     *,
     clip: bool = True,
     fresh: Fresh | None = None,
+    start: Start | None = None,
 ) -> Iterator[Step]:
     """Sample from `noise` and yield every step; the last step's `image` is the result.
 
@@ -267,22 +299,21 @@ def sample(
             never are.
         fresh: noise for eta > 0 and recurrence > 1, shaped as `noise`, at each call: a
             `NoiseStream` that `noise` came from.
+        start: an image to begin at and the step to begin with; None = pure noise and the first.
     Raises:
-        D3S2Error: for steps that do not divide the schedule, a scale for a loss that there is not,
-            a loss that is not finite (naming loss, step and image), guidance where a flow model's
-            run begins, and a stochastic run without `fresh`.
+        D3S2Error: for steps that do not divide the schedule, a start at none of them, a scale for a
+            loss that there is not, a loss that is not finite (naming loss, step and image),
+            guidance where a flow model's run begins, and a stochastic run without `fresh`.
     """
-    if guidance.random and fresh is None:
-        given = f"eta = {guidance.eta} and recurrence = {guidance.recurrence}"
-        raise D3S2Error(f"{given} need fresh noise: give `fresh`, a NoiseStream.")
+    _check_fresh(guidance, fresh)
     denoiser = Denoiser(generator, layout, classes, guidance.cfg_scale)
     clip = clip and generator.bounded
-    x = noise
+    x, levels = _begun(noise, generator.schedule.steps(steps), start)
     held: dict[str, Tensor] = {}  # the gradients last taken
-    for at in generator.schedule.steps(steps):
+    for at in levels:
         guided = losses is not None and guidance.steers(at.index, steps)
         _check_level(at, guided)
-        asked = losses if guided and guidance.asks(at.index, steps) else None
+        asked = losses if guided and guidance.asks(at.index, steps, levels[0].index) else None
         for repeat in range(guidance.recurrence if guided else 1):
             if repeat:
                 x = _noised_again(x, at, fresh)
@@ -309,6 +340,27 @@ def sample(
 def finish(steps: Iterator[Step]) -> Step:
     """Run a sampler to its end and return the last step."""
     return deque(steps, maxlen=1).pop()  # a list of all steps would hold all their images
+
+
+def _begun(
+    noise: Tensor, levels: Sequence[Timestep], start: Start | None
+) -> tuple[Tensor, Sequence[Timestep]]:
+    """Where a run begins, float[B, D, h, w], and the steps that it goes through."""
+    if start is None:
+        return noise, levels
+    if not 0 <= start.index < len(levels):
+        raise D3S2Error(
+            f"The run begins at step {start.index}, but its steps are 0 to {len(levels) - 1}."
+        )
+    left = levels[start.index :]
+    return noised(start.clean.to(noise), noise, left[0].a_t), left
+
+
+def _check_fresh(guidance: Guidance, fresh: Fresh | None) -> None:
+    """Raise D3S2Error for a stochastic run without noise."""
+    if guidance.random and fresh is None:
+        given = f"eta = {guidance.eta} and recurrence = {guidance.recurrence}"
+        raise D3S2Error(f"{given} need fresh noise: give `fresh`, a NoiseStream.")
 
 
 def _check_level(at: Timestep, guided: bool) -> None:
