@@ -13,6 +13,7 @@ from typing import Any
 from d3s2 import __version__
 from d3s2.core import places
 from d3s2.core.errors import D3S2Error, NotebookFailed, printable
+from d3s2.core.files import read_json
 from d3s2.core.processes import end_with_parent
 from d3s2.runs import config
 from d3s2.runs.parameter_files import read_parameters
@@ -311,8 +312,19 @@ def _run(options: argparse.Namespace) -> int:
         ("report", "report"),
     ):
         if (run_dir / folder).is_dir():
-            print(f"{what + ':':<20} {run_dir / folder}")
+            print(f"{what + ':':<20} {run_dir / folder}{_set_size(run_dir / folder)}")
     return 0
+
+
+def _set_size(folder: Path) -> str:
+    """What a distilled set's card says of its size; nothing of another folder, or without one."""
+    try:
+        card = read_json(folder / "card.json")
+        begun = card["recipe"]["strength"]
+        begins = "" if begun == 1 else f", begun at photographs: strength {begun:g}"
+        return f" ({card['images']} images of {card.get('masks', card['images'])} masks{begins})"
+    except (D3S2Error, KeyError, TypeError, ValueError):
+        return ""
 
 
 def say_estimate(names: dict[str, Any], notebooks: Path | None = None) -> None:

@@ -75,9 +75,14 @@ class Work:
         return parse_size(self.settings.image_size)
 
     @property
+    def masks(self) -> int:
+        """Those that are selected."""
+        return budget_size(self.settings.budget, self.images[0])
+
+    @property
     def painted(self) -> int:
         """Images of the distilled set."""
-        return budget_size(self.settings.budget, self.images[0])
+        return self.masks * self.settings.images_per_mask
 
     @property
     def trainings(self) -> int:
@@ -191,8 +196,8 @@ def hours(work: Work, device: str) -> Iterator[tuple[str, float, str]]:
     yield (
         "painting",
         painted * image / own,
-        f"{work.painted} images and {DEMOS} in notebook 03 x {_flops(image)} / "
-        f"{_flops(own)} a second in {settings.precision}",
+        f"{_set_size(work)} and {DEMOS} in notebook 03 x {_flops(image)} / {_flops(own)} a second "
+        f"in {settings.precision}",
     )
     trained = speed.speed(settings.training_precision, device)
     forward = speed.trained_flops(build(str(SHIPPED)), work.size)
@@ -207,15 +212,30 @@ def hours(work: Work, device: str) -> Iterator[tuple[str, float, str]]:
 
 
 def _image_flops(settings: Settings, sampling: Sampling) -> float:
-    """FLOPs of one distilled image: guided in its window, plain before and after."""
-    guided = round((settings.window_end - settings.window_start) * settings.steps)
+    """FLOPs of one distilled image: guided in its window, plain before and after, as far as its
+    steps are run.
+    """
+    run = max(1, round(settings.strength * settings.steps))
+    skipped = settings.steps - run
+    begin, end = (
+        max(skipped, round(share * settings.steps))
+        for share in (settings.window_start, settings.window_end)
+    )
+    guided = end - begin
     if not (settings.lambda_seg or settings.lambda_feat):
         guided = 0
     passes = 1 if settings.cfg_scale == 1 else 2
     full, kept = settings.jacobian == "full", bool(settings.checkpointing)
     plain = sampling.step(False, passes, full, kept)
     steered = sampling.step(True, passes, full, kept)
-    return guided * steered + (settings.steps - guided) * plain + sampling.decoder
+    return guided * steered + (run - guided) * plain + sampling.decoder
+
+
+def _set_size(work: Work) -> str:
+    """The size of the distilled set in words."""
+    each = work.settings.images_per_mask
+    of = "" if each == 1 else f" ({each} of each of {work.masks} masks)"
+    return f"{work.painted} images{of}"
 
 
 def _flops(count: float) -> str:

@@ -85,7 +85,7 @@ class Settings:
         int, "training images for the feature statistics; 0 = all", 0, None, "images"
     )
     budget: float = _parameter(
-        float, "size of the distilled set: share of the images (up to 1) or their number", 0
+        float, "masks to select: share of the training images (up to 1) or their number", 0
     )
     beta: float = _parameter(
         float, "how strongly rare classes weigh in the selection; 0 = not at all", 0, 1
@@ -109,15 +109,26 @@ class Settings:
         float, "strength of the class-wise feature guidance; 0 = off", 0, 1000
     )
     window_start: float = _parameter(
-        float, "guidance starts after this share of the steps", 0, 1, "share of the steps"
+        float, "guidance starts after this share of all steps", 0, 1, "share of the steps"
     )
     window_end: float = _parameter(
-        float, "guidance ends after this share of the steps", 0, 1, "share of the steps"
+        float, "guidance ends after this share of all steps", 0, 1, "share of the steps"
     )
     jacobian: str = _parameter(
         str,
         "gradient through the denoiser (full) or around it (detach)",
         choices=("detach", "full"),
+    )
+    strength: float = _parameter(
+        float,
+        "share of the steps that is run, from the mask's own photograph, noised; 1 = from pure "
+        "noise",
+        0.001,
+        1,
+        "share of the steps",
+    )
+    images_per_mask: int = _parameter(
+        int, "images painted of each selected mask, from different noise", 1, 100, "images"
     )
     sampling_batch: int = _machine(
         int, "images sampled together; never changes an image", 1, 1024, "images"

@@ -34,6 +34,8 @@ _SCENES: dict[str, Any] = {
     "window_start": 0.1,
     "window_end": 0.8,
     "jacobian": "detach",
+    "strength": 1.0,
+    "images_per_mask": 1,
     "sampling_batch": 8,
     "method": "d3s2",
     "iterations": 1500,

@@ -108,6 +108,7 @@ LEAST = {
     "control_scale": 0, "checkpointing": 0, "diffusion_model": "", "controlnet_model": "",
     "negative_prompt": "", "vae_memory": "whole", "precision": "float32", "method": "",
     "layout_control": "controlnet", "protocol": "squeezed", "training_precision": "float32",
+    "strength": 0.001, "images_per_mask": 1,
 }  # fmt: skip
 MOST = {
     "data_format": "folder", "image_size": "16x40", "train_images": 0, "val_images": 0,
@@ -118,14 +119,15 @@ MOST = {
     "iterations": 2, "batch_size": 6, "train_seeds": 2, "full_iterations": 3,
     "out_of_memory": "halve", "control_scale": 2, "checkpointing": 1, "vae_memory": "tiling",
     "precision": "float16", "control_palette": "coco", "layout_control": "both",
-    "protocol": "published", "training_precision": "bfloat16",
+    "protocol": "published", "training_precision": "bfloat16", "strength": 0.5,
+    "images_per_mask": 2,
 }  # fmt: skip
 EMPTY = {
     "data_format": "folder", "train_images": 0, "val_images": 0, "threads": 0, "jobs": 0,
     "proxy_iterations": 7, "generator_iterations": 6, "budget": 2, "steps": 2, "lambda_seg": 0,
     "lambda_feat": 0, "window_start": 0.5, "window_end": 0.5, "iterations": 2,
     "vae_memory": "slicing", "precision": "bfloat16", "control_palette": "ade20k",
-    "layout_control": "attention",
+    "layout_control": "attention", "strength": 1, "images_per_mask": 3,
 }  # fmt: skip
 SPECIAL = {
     "profile": "smoke", "run_dir": "run", "data_format": "scenes", "data_root": "",
@@ -163,6 +165,7 @@ TAKEN: dict[str, dict[Any, str]] = {
     "network": {"swin-s": "needs weights"},
     "training_precision": {"float16": "needs a GPU"},
     "gpus": {64: "needs the cores"},
+    "images_per_mask": {100: LONG},
 }
 """Values inside of the ranges that are not run to the end, and why."""
 
@@ -201,7 +204,7 @@ def test_a_run_goes_to_its_end_and_trains_its_weights_once(tmp_path: Path) -> No
     for network, iterations in (("proxy", 7), ("generator", 6)):
         with open(run_dir / "weights" / network / "training_log.csv", newline="") as stream:
             assert list(csv.DictReader(stream))[-1]["iteration"] == str(iterations)
-    small = [(name, 2, 2) for name in ("random", "balanced", "d3s2")]
+    small = [("random", 2, 2), ("balanced", 2, 2), ("d3s2", 6, 2)]  # three images of each mask
     assert table(run_dir) == [*small, ("full", 24, 2)]
     assert start(command, tmp_path).stdout.count("up to date") == 5
 
@@ -209,7 +212,7 @@ def test_a_run_goes_to_its_end_and_trains_its_weights_once(tmp_path: Path) -> No
 ENDS = {
     "least": [*[(name, 1, 1) for name in ("random", "balanced", "d3s2", "full", "full_long")]],
     "most": [
-        *[(name, 5, 2) for name in ("random", "balanced", "d3s2", "full")],
+        *[("random", 5, 2), ("balanced", 5, 2), ("d3s2", 10, 2), ("full", 5, 2)],
         ("full_long", 5, 3),
     ],
     "special": [*[(name, 1, 2) for name in ("random", "balanced", "d3s2")], ("full", 5, 2)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from torch import nn
 
 from d3s2.core import machine
 from d3s2.core.errors import D3S2Error
+from d3s2.guidance.sampler import Guidance, first_step
 from d3s2.models.stable_diffusion import DiffusionOptions
 from d3s2.models.stand_ins import write_diffusion
-from d3s2.runs import config, estimate, refusals, speed
+from d3s2.runs import cli, config, estimate, refusals, speed
 from d3s2.runs.estimate import Work
 from d3s2.runs.parameters import Settings
 
@@ -53,6 +55,48 @@ def test_the_guided_share_decides_an_image() -> None:
     assert estimate._image_flops(few, parts) == 10 * 20 + 3 * (2 * 3 + 2) + 3
     off = ade20k(steps=10, lambda_seg=0.0, lambda_feat=0.0, cfg_scale=1.0)
     assert estimate._image_flops(off, parts) == 10 * 10 + 3
+
+
+def test_only_the_steps_that_are_run_and_guided_count() -> None:
+    """Of ten, guided from the second to the fifth: as the sampler counts them."""
+    parts = speed.Sampling(denoiser=10.0, decoder=3.0, proxy=1.0)
+    given = {"steps": 10, "window_start": 0.2, "window_end": 0.5, "checkpointing": 0}
+    for strength in (1.0, 0.7, 0.6, 0.5, 0.001):
+        settings = ade20k(strength=strength, **given)
+        begin = first_step(10, strength)
+        window = Guidance({"segmentation": 0.1}, (0.2, 0.5))
+        guided = sum(window.steers(index, 10) for index in range(begin, 10))
+        expected = (10 - begin) * 20 + guided * (2 * 3 + 2) + 3
+        assert estimate._image_flops(settings, parts) == expected, strength
+
+
+def test_the_size_of_the_set_is_said() -> None:
+    assert Work(ade20k(images_per_mask=4)).painted == 808
+    assert estimate._set_size(Work(ade20k())) == "202 images"
+    several = estimate._set_size(Work(ade20k(images_per_mask=4)))
+    assert several == "808 images (4 of each of 202 masks)"
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        ({"images": 40, "recipe": {"strength": 1.0}}, " (40 images of 40 masks)"),
+        ({"images": 80, "masks": 40, "recipe": {"strength": 1.0}}, " (80 images of 40 masks)"),
+        (
+            {"images": 2, "recipe": {"strength": 0.5}},
+            " (2 images of 2 masks, begun at photographs: strength 0.5)",
+        ),
+        ({"images": 40}, ""),
+        ([], ""),
+        ({"images": 40, "recipe": {"strength": "all"}}, ""),
+    ],
+)
+def test_the_last_lines_of_a_run_say_the_size_of_its_set(
+    tmp_path: Path, card: object, words: str
+) -> None:
+    assert cli._set_size(tmp_path) == ""  # not finished, or another folder
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert cli._set_size(tmp_path) == words
 
 
 def test_what_is_not_there_yet_has_its_published_numbers() -> None:
