@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
-from d3s2.plots.house_style import INK, SOFT, new_figure, series_color, style
+from d3s2.plots.house_style import DPI, INK, SERIES, Picture, new_figure, series_color, style
+
+INTERVAL = "#3a7ca5"
+"""Colour of every difference and its interval."""
 
 
 def matching_matrix(
@@ -36,24 +40,41 @@ def matching_matrix(
 
 
 def query_masks(
-    image: np.ndarray, masks: np.ndarray, titles: Sequence[str], columns: int = 6
+    pictures: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], columns: int = 6
 ) -> Figure:
-    """An image uint8[H, W, 3] and what some queries claim of it. masks: float[Q, H, W] in [0,
-    1].
+    """What some queries claim of an image: where a mask is 0 the image is pale, where it is 1 it is
+    itself.
+
+    Drawn in whole screen pixels per image pixel.
+
+    Args:
+        pictures: uint8[H, W, 3] by title, shown as they are; the first is the image.
+        masks: float[h, w] in [0, 1] by title, brought to the size of the image.
     """
-    count = len(masks) + 1
-    rows = -(-count // columns)
-    figure, axes = new_figure(
-        8.8, rows * (8.6 / columns * image.shape[0] / image.shape[1] + 0.25), rows, columns
-    )
-    for cell in axes.flat:
-        cell.axis("off")
-    axes.flat[0].imshow(image, interpolation="nearest")
-    axes.flat[0].set_title("image", fontsize=8, color=INK, pad=3)
-    for cell, mask, title in zip(axes.flat[1:], masks, titles, strict=False):
-        cell.imshow(mask, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
-        cell.set_title(title, fontsize=8, color=INK, pad=3)
+    image = next(iter(pictures.values()))
+    tiles = list(pictures.items())
+    tiles += [(title, _where_claimed(image, mask)) for title, mask in masks.items()]
+    height, width = image.shape[:2]
+    zoom = max(1, 780 // (columns * width))
+    right, down = width * zoom + 6, height * zoom + 20
+    rows = -(-len(tiles) // columns)
+    figure = Picture(figsize=(columns * right / DPI, rows * down / DPI), dpi=DPI)
+    for place, (title, tile) in enumerate(tiles):
+        left = place % columns * right
+        bottom = (rows - 1 - place // columns) * down
+        figure.figimage(tile.repeat(zoom, 0).repeat(zoom, 1), left, bottom, origin="upper")
+        above = {"transform": None, "ha": "left", "va": "bottom", "fontsize": 8, "color": INK}
+        figure.text(left, bottom + height * zoom + 3, title, **above)
     return figure
+
+
+def _where_claimed(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """uint8[H, W, 3]: the image where a mask is 1, nearly white where it is 0."""
+    size = image.shape[1], image.shape[0]
+    small = Image.fromarray(np.asarray(mask, dtype=np.float32))
+    claimed = np.asarray(small.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)[..., None]
+    pale = 0.18 * image + 0.82 * 255
+    return (claimed * image + (1 - claimed) * pale).round().astype(np.uint8)
 
 
 def loss_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]]) -> Figure:
@@ -120,15 +141,18 @@ def sampled_points(logits: np.ndarray, points: Mapping[str, np.ndarray]) -> Figu
     return figure
 
 
-def score_dots(scores: Mapping[str, Sequence[float]]) -> Figure:
-    """mIoU of every training as a dot, the mean of each set as a line."""
-    figure, axes = new_figure(6.6, 0.6 + 0.42 * len(scores))
-    cell = style(axes[0, 0], "validation mIoU (%)")
+def score_dots(scores: Mapping[str, Sequence[float]], xlabel: str = "") -> Figure:
+    """Every value of a set as a dot, their mean as a line. Sets without a colour of their own in
+    all chapters are black.
+    """
+    figure, axes = new_figure(6.6, 0.6 + (0.42 if len(scores) < 8 else 0.26) * len(scores))
+    cell = style(axes[0, 0], xlabel or "validation mIoU (%)")
     cell.grid(axis="y", visible=False)
     for place, (name, values) in enumerate(scores.items()):
-        cell.plot(values, [place] * len(values), "o", color=series_color(name), alpha=0.85)
+        color = _known_color(name)
+        cell.plot(values, [place] * len(values), "o", color=color, alpha=0.6)
         mean = float(np.mean(values))
-        cell.plot([mean, mean], [place - 0.3, place + 0.3], color=series_color(name), linewidth=2)
+        cell.plot([mean, mean], [place - 0.3, place + 0.3], color=color, linewidth=2)
         cell.annotate(
             f"{mean:.1f}",
             (max(values), place),
@@ -144,108 +168,90 @@ def score_dots(scores: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def convergence(
-    curve: Sequence[tuple[int, float]], points: Mapping[str, tuple[int, float]]
+    curves: Mapping[str, Mapping[int, Sequence[float]]],
+    points: Mapping[str, tuple[int, float]],
 ) -> Figure:
-    """mIoU of the full data against training length (one training per length), and points to
-    compare with.
+    """mIoU against training length, for each set a line of means with every training as a dot;
+    points: (iterations, mIoU) to compare with, as diamonds.
+
+    No line goes beyond what was trained.
     """
     figure, axes = new_figure(6.6, 3.2)
     cell = style(axes[0, 0], "training iterations (log scale)", "validation mIoU (%)")
     cell.set_xscale("log")
-    steps, scores = np.array(curve, float).T
-    cell.plot(steps, scores, "o-", color=series_color("full"), label="all real images")
-    cell.set_xticks(steps, [f"{int(step):,}" for step in steps])
-    cell.minorticks_off()
+    lengths: set[int] = set()
+    for name, of_set in curves.items():
+        color = series_color(name)
+        steps = sorted(of_set)
+        lengths.update(steps)
+        for step in steps:
+            many = len(of_set[step]) > 1
+            cell.plot([step] * len(of_set[step]), of_set[step], "o", color=color, alpha=0.5)
+            if not many:
+                cell.plot([step], of_set[step], "o", color=color)
+        means = [float(np.mean(of_set[step])) for step in steps]
+        cell.plot(steps, means, "-", color=color, label=name)
     for name, (step, score) in points.items():
-        cell.plot(
-            [step], [score], "D", color=series_color(name), label=f"{name}, {step:,} iterations"
-        )
-        cell.axhline(score, color=series_color(name), linewidth=0.8, linestyle=":")
-    cell.legend(frameon=False, fontsize=8)
+        lengths.add(step)
+        cell.plot([step], [score], "D", color=series_color(name), label=f"{name}, this run")
+    cell.set_xticks(sorted(lengths), [f"{int(step):,}" for step in sorted(lengths)])
+    cell.minorticks_off()
+    if curves or points:
+        cell.legend(frameon=False, fontsize=8)
     return figure
 
 
-def differences(found: Mapping[str, tuple[float, float]], xlabel: str) -> Figure:
-    """Means with their intervals, one line each; those that leave out zero are filled. found[name]:
-    (mean, half width).
+def differences(
+    found: Mapping[str, tuple[float, float]], xlabel: str, clear: Collection[str] | None = None
+) -> Figure:
+    """Means with their intervals, one line each. found[name]: (mean, half width); clear: the names
+    whose dot is filled, None = those whose interval leaves out zero. An infinite interval, of a
+    single unit, is left out.
     """
     figure, axes = new_figure(6.6, 0.8 + 0.3 * len(found))
     cell = style(axes[0, 0], xlabel)
     cell.grid(axis="y", visible=False)
     cell.axvline(0, color=INK, linewidth=1)
     for place, (name, (mean, half)) in enumerate(found.items()):
-        color = series_color(name)
-        cell.plot([mean - half, mean + half], [place, place], color=color, linewidth=2)
+        filled = abs(mean) > half if clear is None else name in clear
+        if np.isfinite(half):
+            cell.plot([mean - half, mean + half], [place, place], color=INTERVAL, linewidth=2)
         cell.plot(
-            [mean],
-            [place],
-            "o",
-            color=color,
-            markerfacecolor=color if abs(mean) > half else "white",
+            [mean], [place], "o", color=INTERVAL, markerfacecolor=INTERVAL if filled else "white"
         )
     cell.set_yticks(range(len(found)), list(found), fontsize=9)
     cell.set_ylim(max(len(found), 1) - 0.5, -0.5)
     return figure
 
 
-def cost_and_score(points: Mapping[str, tuple[float, float, float]]) -> Figure:
-    """What an image costs against what the set is worth. points[name]: (seconds an image, mean
-    mIoU, its standard error).
-
-    The names stand in a column at the right, in the order of the points, so that none hides
-    another.
+def cost_and_score(points: Mapping[str, tuple[float, float, float]], of: str = "") -> Figure:
+    """What an image costs, left, and what the set is worth, right, one line each in the order
+    given. points[name]: (seconds an image, mean mIoU, half the width of its interval); of: what the
+    interval is.
     """
-    figure, axes = new_figure(6.6, max(3.4, 0.26 * len(points)))
-    cell = style(axes[0, 0], "seconds an image (log scale)", "validation mIoU (%)")
-    cell.set_xscale("log")
-    for name, (seconds, mean, error) in points.items():
-        cell.errorbar(
-            [seconds], [mean], [error], fmt="o", color=series_color(name), capsize=2, elinewidth=1
-        )
-    cell.margins(x=0.12, y=0.1)
-    low, high = cell.get_ylim()
-    order = sorted(points, key=lambda name: points[name][1])
-    heights = spread_out(
-        [(points[name][1] - low) / (high - low) for name in order], min(0.07, 1 / len(order))
-    )
-    for name, height in zip(order, heights, strict=True):
-        arrow = {
-            "arrowstyle": "-",
-            "color": SOFT,
-            "linewidth": 0.5,
-            "shrinkB": 4,
-            "relpos": (0, 0.5),
-        }
-        cell.annotate(
-            name,
-            points[name][:2],
-            (1.04, height),
-            "data",
-            "axes fraction",
-            arrow,
-            fontsize=8,
-            color=INK,
-            va="center",
-        )
-    cell.xaxis.set_major_formatter("{x:g}")
-    cell.xaxis.set_minor_formatter("{x:g}")
+    figure, axes = new_figure(8.8, 0.9 + 0.26 * len(points), 1, 2)
+    cost = style(axes[0, 0], "seconds an image (log scale)")
+    worth = style(axes[0, 1], f"validation mIoU (%){', ' if of else ''}{of}")
+    cost.set_xscale("log")
+    for place, (name, (seconds, mean, half)) in enumerate(points.items()):
+        color = _known_color(name)
+        cost.plot([seconds], [place], "o", color=color)
+        worth.plot([mean], [place], "o", color=color)
+        if np.isfinite(half):
+            worth.plot([mean - half, mean + half], [place, place], color=color, linewidth=1.5)
+    for cell, names in ((cost, list(points)), (worth, [""] * len(points))):
+        cell.set_yticks(range(len(points)), names, fontsize=8.5)
+        cell.set_ylim(len(points) - 0.5, -0.5)
+    cost.xaxis.set_major_formatter("{x:g}")
+    cost.xaxis.set_minor_formatter("{x:g}")
     return figure
 
 
-def spread_out(places: Sequence[float], gap: float) -> np.ndarray:
-    """The places, which must ascend, moved as little as it takes to keep a gap: float64[n], within
-    0 to 1 if they fit there.
+def _known_color(name: str) -> str:
+    """The colour that a set has in every chapter; black for all others, so that a colour never
+    means nothing.
     """
-    # A place minus its number of gaps must not fall; where it does, neighbours share their mean
-    # (isotonic regression).
-    wished = np.asarray(places, dtype=np.float64) - gap * np.arange(len(places))
-    groups: list[list[float]] = []
-    for value in wished:
-        groups.append([value])
-        while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    level = np.repeat([np.mean(group) for group in groups], [len(group) for group in groups])
-    return np.clip(level, 0, max(0, 1 - gap * (len(places) - 1))) + gap * np.arange(len(places))
+    return SERIES.get(name, INK)
 
 
 def _frame(x: float, y: float) -> Rectangle:

@@ -64,14 +64,8 @@ CASES = {
         (3.2, 1.6),
     ),
     "convergence": lambda: (
-        plots.convergence([(600, 41.5), (1200, 50.25)], {"d3s2": (700, 45.125)}),
+        plots.convergence({"full": {600: [41.5], 1200: [50.25]}}, {"d3s2": (700, 45.125)}),
         (600, 1200, 41.5, 50.25, 45.125),
-    ),
-    "queries": lambda: (
-        plots.query_masks(
-            np.zeros((6, 8, 3), np.uint8), A[:, None, None] * np.ones((3, 3, 4)), NAMES
-        ),
-        (A,),
     ),
 }
 

@@ -1,16 +1,12 @@
-"""Chapter 04's pictures draw what they are given, and the committed curve can be read."""
+"""The pictures of chapter 04 and A1 draw what they are given."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
 from d3s2 import plots
-from d3s2.core.errors import D3S2Error
-from d3s2.studies import curve
 
 
 def test_matched_pairs_are_framed():
@@ -41,38 +37,56 @@ def test_every_training_has_a_dot_and_every_set_a_mean():
     "figure",
     [
         plots.loss_curves({"random": [[(10, 5.0), (20, 4.0)]], "full": [[(10, 6.0)], [(10, 5.5)]]}),
-        plots.query_masks(np.zeros((6, 8, 3), np.uint8), np.zeros((7, 3, 4)), ["sky"] * 7),
+        plots.query_masks(
+            {"image": np.zeros((6, 8, 3), np.uint8)}, {f"{n}": np.zeros((3, 4)) for n in range(7)}
+        ),
         plots.sampled_points(np.zeros((4, 4)), {"anywhere": np.zeros((5, 2))}),
         plots.cost_and_score({"unguided": (0.5, 52.0, 0.4), "d3s2": (1.0, 53.0, 0.3)}),
         plots.differences({"d3s2": (3.0, 1.0), "one run": (1.0, float("inf"))}, "mIoU"),
-        plots.convergence([(600, 40.0), (1200, 50.0)], {"d3s2": (600, 45.0)}),
+        plots.convergence({"full": {600: [40.0], 1200: [50.0, 52.0]}}, {"d3s2": (600, 45.0)}),
+        plots.convergence({}, {}),
     ],
 )
 def test_figures_are_drawn(figure):
     assert figure._repr_png_().startswith(b"\x89PNG")
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12).map(sorted), st.floats(0, 0.08))
-def test_names_keep_their_distance_and_their_order(places, gap):
-    moved = plots.spread_out(places, gap)
-    assert (np.diff(moved) >= gap - 1e-9).all() and moved.min() >= 0 and moved.max() <= 1 + 1e-9
-    if len(places) == 1 or np.diff(places).min() >= gap:
-        np.testing.assert_allclose(
-            moved, np.minimum(places, 1 - gap * np.arange(len(places))[::-1]), atol=1e-12
-        )
+def test_a_curve_ends_where_its_trainings_end():
+    curves = {"full": {600: [40.0], 1200: [50.0, 54.0]}, "random": {600: [45.0]}}
+    cell = plots.convergence(curves, {"d3s2": (900, 48.0)}).axes[0]
+    lines = {line.get_label(): line for line in cell.lines}
+    np.testing.assert_array_equal(lines["full"].get_xydata(), [[600, 40], [1200, 52]])
+    np.testing.assert_array_equal(lines["random"].get_xydata(), [[600, 45]])
+    assert lines["d3s2, this run"].get_xydata().tolist() == [[900, 48]]
+    assert max(line.get_xdata()[-1] for line in cell.lines) == 1200  # nothing is drawn further
+    assert [tick.get_text() for tick in cell.get_xticklabels()] == ["600", "900", "1,200"]
 
 
-def test_the_committed_curve_rises_and_names_its_command():
-    points, facts = curve.read_curve()
-    assert [length for length, _ in points] == sorted(length for length, _ in points)
-    assert points[-1][1] > points[0][1] and facts["command"].startswith(
-        "python -m d3s2.studies.curve"
-    )
+def test_what_no_query_claims_is_pale_and_what_one_claims_is_the_image():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    half = np.zeros((32, 32))
+    half[:, :16] = 1
+    figure = plots.query_masks({"image": image, "truth": image}, {"none": 0 * half, "left": half})
+    first, second, none, left = (drawn.get_array() for drawn in figure.images)
+    large = image.repeat(2, 0).repeat(2, 1)  # whole screen pixels
+    np.testing.assert_array_equal(first, large)
+    np.testing.assert_array_equal(second, large)
+    assert none.min() >= 0.8 * 255  # pale, never black
+    np.testing.assert_array_equal(left[:, :60], large[:, :60])
+    np.testing.assert_array_equal(left[:, -60:], none[:, -60:])
+    assert [text.get_text() for text in figure.texts] == ["image", "truth", "none", "left"]
 
 
-def test_a_missing_curve_says_how_to_measure_it(tmp_path):
-    with pytest.raises(D3S2Error, match=r"python -m d3s2.studies.curve"):
-        curve.read_curve(tmp_path / "none.csv")
+def test_colours_mean_something():
+    """A set has its colour of all chapters; arms that have none share one."""
+    figure = plots.score_dots({"d3s2": [1.0], "eta 1": [2.0], "early": [3.0]})
+    dots = [line.get_color() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert dots[0] == plots.SERIES["d3s2"] and dots[1] == dots[2] == plots.INK
+    rows = {"d3s2": (2.0, 50.0, 1.0), "eta 1": (1.0, 51.0, float("inf"))}
+    cost, worth = plots.cost_and_score(rows).axes
+    assert [tick.get_text() for tick in cost.get_yticklabels()] == list(rows)
+    assert [line.get_xdata()[0] for line in cost.lines] == [2.0, 1.0]
+    assert [list(line.get_xdata()) for line in worth.lines] == [[50.0], [49.0, 51.0], [51.0]]
 
 
 def test_a_difference_that_leaves_out_zero_is_filled():
@@ -81,6 +95,13 @@ def test_a_difference_that_leaves_out_zero_is_filled():
     )
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() != "white" for dot in dots] == [True, False, False]
+
+
+def test_in_a_family_the_family_says_what_is_filled():
+    found = {"alone": (3.0, 1.0), "company": (3.0, 1.0)}
+    figure = plots.differences(found, "mIoU", clear=["company"])
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [dot.get_markerfacecolor() != "white" for dot in dots] == [False, True]
 
 
 def test_a_training_too_short_to_note_its_loss_is_left_out():
