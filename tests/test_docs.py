@@ -5,12 +5,9 @@ code. README stays short, and its table is what the committed measurements give.
 from __future__ import annotations
 
 import ast
-import csv
 import importlib.util
 import re
 import shlex
-import statistics
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +18,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from scipy import stats
 from small_scenes import small_scenes
 from training_jobs import make_job, write_splits
 
@@ -42,7 +38,7 @@ from d3s2.runs.parameters import FIELDS, parse
 from d3s2.runs.profiles import PROFILES
 from d3s2.runs.stages import Stage
 from d3s2.statistics.features import feature_statistics
-from d3s2.studies import ablation
+from d3s2.studies import ablation, bill, curve, intervals
 from d3s2.training.job import CONFIG, PREDICTIONS, open_split
 from d3s2.training.worker import train
 
@@ -422,95 +418,37 @@ def test_nothing_is_said_of_other_places() -> None:
         assert not re.search(r"https?://|/(?:home|root|work|tmp)/", page.text), page.name
 
 
-def scores() -> dict[str, dict[int, tuple[str, float]]]:
-    """{arm: {seed: (distillation, mIoU)}}, as committed."""
-    by_arm: dict[str, dict[int, tuple[str, float]]] = defaultdict(dict)
-    with open(ROOT / "d3s2/studies/reference/ablation.csv", newline="") as stream:
-        for row in csv.DictReader(stream):
-            by_arm[row["arm"]][int(row["seed"])] = row["distillation"], float(row["miou"])
-    return by_arm
+ROWS = ("random", "balanced", "unguided", "d3s2", "d3s2 x 4")
 
 
-def gaps(ours: str, other: str) -> list[tuple[str, float]]:
-    """(distillation, D3S2's lead) seed by seed."""
-    a, b = scores()[ours], scores()[other]
-    return [(a[seed][0], a[seed][1] - b[seed][1]) for seed in sorted(a.keys() & b.keys())]
+def lacking(text: str) -> list[str]:
+    """Lines of a table that the README has not word for word."""
+    said = set(README.text.splitlines())
+    return [line for line in text.strip().splitlines() if line not in said]
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.fmean(values), half
+def test_the_table_is_what_was_measured() -> None:
+    assert not lacking(intervals.table(ablation.read_scores(), ablation.REFERENCES, ROWS))
+    arms = " ".join(f"'{name}'" if " " in name else name for name in ROWS)
+    assert f"`python -m d3s2.studies.ablation --show --arms {arms}`" in README.text
 
 
-def close(said: str, values: tuple[float, ...]) -> bool:
-    """Whether numbers in a text are these, to the decimal that it gives."""
-    said = said.replace("\N{MINUS SIGN}", "-")
-    numbers = [float(number) for number in re.findall(r"-?\d+\.\d", said)]
-    return len(numbers) == len(values) and bool(np.allclose(numbers, values, rtol=0, atol=0.0501))
+def test_the_curves_in_the_table_are_what_was_measured() -> None:
+    assert not lacking(curve.table(curve.read_curves()[0]))
 
 
-ROWS = {
-    "random": "random real images",
-    "balanced": "class-balanced real",
-    "unguided": "without guidance",
-    "d3s2": "**D3S2**",
-    "d3s2 x 4": "four images of each",
-}
+def test_the_bill_of_the_networks_is_that_of_their_logs(tmp_path: Path) -> None:
+    of_run = bill.bill(places.EMBEDDED_WEIGHTS, tmp_path, 4000, 40, [])
+    assert [line.part for line in of_run[1:3]] == ["proxy", "generator"]
+    assert not lacking(bill.table(of_run[:3]))
 
 
-@pytest.mark.parametrize("arm", ROWS)
-def test_the_table_is_what_was_measured(arm: str) -> None:
-    line = next(
-        line for line in README.text.splitlines() if line.startswith("|") and ROWS[arm] in line
-    )
-    *_, score, lead, _ = line.split("|")
-    values = [miou for _, miou in scores()[arm].values()]
-    assert close(score, (statistics.fmean(values), statistics.stdev(values)))
-    assert close(lead, interval([gap for _, gap in gaps("d3s2", arm)]) if arm != "d3s2" else ())
-
-
-def test_the_full_data_in_the_table_is_what_was_measured() -> None:
-    with open(ROOT / "d3s2/studies/reference/full_curve.csv", newline="") as stream:
-        curve = [float(row["miou"]) for row in csv.DictReader(stream)]
-    lines = [line for line in README.text.splitlines() if line.startswith("| all real images")]
-    said = "".join(line.split("|")[3] for line in lines)
-    assert close(said, tuple(curve))
-
-
-@pytest.mark.parametrize("other", ["unguided", "balanced"])
-def test_what_is_said_of_paintings_is_what_was_measured(other: str) -> None:
-    by_painting = defaultdict(list)
-    for painting, gap in gaps("d3s2", other):
-        by_painting[painting].append(gap)
-    means = [statistics.fmean(values) for _, values in sorted(by_painting.items())]
-    flat = " ".join(README.text.split())
-    said = re.search(
-        r"unguided images by (\S+ and \S+), which gives (\S+ ± \S+), "
-        r"and better than the photographs by (\S+ and \S+), (\S+ ± \S+)\.",
-        flat,
-    ).groups()
-    pair, spread = said[:2] if other == "unguided" else said[2:]
-    assert close(pair, tuple(means)) and close(spread, interval(means))
-
-
-def test_what_is_said_of_intervals_is_what_was_measured() -> None:
-    flat = " ".join(README.text.split())
-    said = re.search(r"to the photographs was seen \((\S+ ± \S+)\)", flat).group(1)
-    assert close(said, interval([gap for _, gap in gaps("unguided", "balanced")]))
-    others = [arm for arm in scores() if arm != "d3s2"]
-    assert len(others) == 20 and "the twenty comparisons" in flat
-    chances = {
-        arm: stats.ttest_1samp([gap for _, gap in gaps("d3s2", arm)], 0).pvalue for arm in others
-    }
-    clear = set()
-    for rank, arm in enumerate(
-        sorted(chances, key=chances.get)
-    ):  # Holm: until the first that is not
-        if chances[arm] * (len(others) - rank) > 0.05:
-            break
-        clear.add(arm)
-    assert clear == {"random", "random masks", "early"}
-    assert "random photographs, random masks and guidance in the first third stay clear" in flat
+def test_prose_claims_no_difference_that_has_no_star() -> None:
+    """What is said of the few units holds for the table as it is."""
+    found = ablation.read_scores()
+    few = {len(found.means(name)) for name in ROWS if found.unit(name) == "distillation"}
+    said = "Two units, as" in README.text
+    assert said == (few == {2}), "say in the README how many units its painted sets have now"
 
 
 def test_the_citation_is_one() -> None:

@@ -135,8 +135,10 @@ def sampled_points(logits: np.ndarray, points: Mapping[str, np.ndarray]) -> Figu
             extent=(0, 1, 1, 0),
             interpolation="nearest",
         )
-        cell.plot(xy[:, 0], xy[:, 1], ".", color=INK, markersize=2)
-        cell.set_title(f"{name} ({len(xy)} points)", fontsize=9, color=INK)
+        size = 2 if len(xy) > 50 else 8
+        cell.plot(xy[:, 0], xy[:, 1], ".", color=INK, markersize=size)
+        count = "one point" if len(xy) == 1 else f"{len(xy)} points"
+        cell.set_title(f"{name} ({count})", fontsize=9, color=INK)
         cell.axis("off")
     return figure
 

@@ -418,7 +418,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         if options.confirm:
             _confirm(options.confirm, options)
-        if not options.show:
+        if options.show:
+            print(table(read_scores(options.out), REFERENCES, options.arms))
+        else:
             settings = config.resolve(
                 {"profile": "scenes", "jobs": options.parallel, "threads": options.threads},
                 remember=False,
@@ -427,13 +429,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seeds = range(options.seeds_from, options.seeds_from + options.seeds)
             plan = Plan(options.arms, seeds, options.distillations)
             measure_arms(options.work, options.out, plan, settings, options.split)
-        print(table(read_scores(options.out), (*LADDER, DEFAULT)))
+            print(table(read_scores(options.out), REFERENCES))
 
     return exit_code(work)
 
 
-LADDER = ("random", "balanced", "unguided")
-"""Arms that every other one is compared with, besides the default."""
+REFERENCES = ("random", "balanced", "unguided", DEFAULT)
+"""Arms that every other one is compared with."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -460,7 +462,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ARM",
         help=f"train ARM and {DEFAULT} on seeds that --out has not seen, into a file beside it",
     )
-    option("--show", action="store_true", help="measure nothing, print what --out holds")
+    option("--show", action="store_true", help="measure nothing, print what --out holds of --arms")
     option("--threads", type=int, default=0, help="CPU threads for sampling, 0 = all cores")
     option("--parallel", type=int, default=0, help="trainings side by side, 0 = one a core")
     return parser

@@ -212,10 +212,14 @@ def read_measurement(path: Path, command: str) -> Measurement:
 
 
 # ------------------------------------------------------------------------------------- in words
-def table(found: Measurement, against: Iterable[str] = ("random", "balanced", "unguided")) -> str:
+def table(
+    found: Measurement,
+    against: Iterable[str] = ("random", "balanced", "unguided"),
+    rows: Iterable[str] | None = None,
+) -> str:
     """Markdown: for each arm its units, mean and deviation over them, and the difference to each
     reference arm with its 95 % interval; a star marks what stays clear when the column is corrected
-    by Holm.
+    by Holm. rows: the arms to show, None = all; the correction is always over all.
     """
     references = [name for name in against if name in found.scores]
     columns = {name: found.against(name) for name in references}
@@ -224,7 +228,8 @@ def table(found: Measurement, against: Iterable[str] = ("random", "balanced", "u
         f"| arm | units | mIoU (%) | {titles} |",
         "|---|---:|---:|" + "---:|" * len(references),
     ]
-    for name in found.scores:
+    shown = list(found.scores if rows is None else rows)
+    for name in [name for name in found.scores if name in shown]:
         cells = [_cell(columns[reference].get(name)) for reference in references]
         lines.append(
             f"| {name} | {_count(found, name)} | {_spread(found, name)} | "

@@ -126,7 +126,7 @@ def test_several_images_a_mask_become_one_set(settings, tmp_path, monkeypatch):
     assert {name[:-2] for name in images if labels[name] == labels[min(labels)]} == {
         min(labels)[:-2]
     }
-    (result,) = (tmp_path / "work" / "training").glob("*/result.json")
+    (result,) = (tmp_path / "work" / "training").rglob("result.json")
     assert read_json(result)["train_images"] == 8
 
 

@@ -217,6 +217,8 @@ def test_the_table_names_its_unit_and_its_family(measured):
     assert "| random | 4 draws | 41.5 ± 1.3 | -8.5 ± 2.1 * |" in lines
     assert "| real | 4 trainings | 50.0 ± 0.0 |  |" in lines
     assert "(3 against real)" in lines[-1]
+    some = table(measured, ["real"], ["random"]).splitlines()
+    assert some == [line for line in lines if not line.startswith(("| old", "| new", "| real"))]
 
 
 def test_what_is_missing_is_said(tmp_path):
