@@ -23,7 +23,17 @@ from d3s2.plots.house_style import (
     series_color,
     style,
 )
-from d3s2.plots.pictures import class_legend, colorize, heat_row, image_rows, show_pairs
+from d3s2.plots.pictures import (
+    busiest,
+    change_map,
+    class_legend,
+    colorize,
+    details,
+    heat_row,
+    image_rows,
+    marked,
+    show_pairs,
+)
 from d3s2.plots.training_charts import (
     convergence,
     cost_and_score,
@@ -43,6 +53,8 @@ __all__ = [
     "SERIES",
     "SOFT",
     "Picture",
+    "busiest",
+    "change_map",
     "class_bars",
     "class_distribution",
     "class_feature_map",
@@ -52,6 +64,7 @@ __all__ = [
     "convergence",
     "cost_and_score",
     "coverage_curves",
+    "details",
     "differences",
     "distance_map",
     "gains_curve",
@@ -60,6 +73,7 @@ __all__ = [
     "iou_by_rarity",
     "lines",
     "loss_curves",
+    "marked",
     "matching_matrix",
     "new_figure",
     "query_masks",

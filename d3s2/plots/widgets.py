@@ -1,5 +1,5 @@
-"""Controls for a live notebook. Each has a static picture beside it; headless runs get None and
-show nothing.
+"""Controls for a live notebook. Each takes a still picture of the same, which stands in its place
+where nobody can turn a knob: in runs by papermill, in tests, and so in what is published.
 """
 
 from __future__ import annotations
@@ -20,20 +20,39 @@ def is_headless() -> bool:
     return bool(os.environ.get("D3S2_HEADLESS"))
 
 
-def flip_through(frames: Mapping[str, np.ndarray], zoom: int = 3) -> Any:
-    """A slider over named pictures uint8[H, W, 3] that were computed before; None when headless."""
-    if is_headless():
-        return None
-    names = list(frames)
-    pictures = {name: _png(frames[name], zoom) for name in names}
-    return _knob(names, lambda name: pictures[name])
+def flip_through(frames: Mapping[str, np.ndarray], still: Any = None, zoom: int = 3) -> Any:
+    """A slider over named pictures uint8[H, W, 3] that were computed before; `still` when
+    headless.
+    """
+    return live(frames, None, still, frames, zoom)
 
 
-def live(values: Mapping[str, Any], draw: Callable[[Any], np.ndarray], zoom: int = 3) -> Any:
-    """A slider that computes its picture uint8[H, W, 3] when it is moved; None when headless."""
+def live(
+    values: Mapping[str, Any],
+    draw: Callable[[Any], np.ndarray] | None,
+    still: Any = None,
+    known: Mapping[str, np.ndarray] | None = None,
+    zoom: int = 3,
+) -> Any:
+    """A slider that computes its picture when it is moved to a value for the first time, and keeps
+    it; `still` when headless.
+
+    Args:
+        values: what `draw` is given, by the name that the slider shows; it begins at the first.
+        draw: to a picture uint8[H, W, 3].
+        still: what the cell shows without a slider, such as a figure of some of the pictures.
+        known: pictures by name that need not be computed.
+    """
     if is_headless():
-        return None
-    return _knob(list(values), lambda name: _png(draw(values[name]), zoom))
+        return still
+    kept = {name: _png(frame, zoom) for name, frame in (known or {}).items()}
+
+    def picture(name: str) -> bytes:
+        if name not in kept:
+            kept[name] = _png(draw(values[name]), zoom)
+        return kept[name]
+
+    return _knob(list(values), picture)
 
 
 def _knob(names: list[str], picture: Callable[[str], bytes]) -> Any:

@@ -35,6 +35,25 @@ def test_a_live_slider_computes_and_shows_its_error(monkeypatch):
     assert box.children[2].value == "" and seen(box).max() == 100
 
 
-def test_headless_runs_get_nothing(monkeypatch):
+def test_a_live_slider_computes_each_picture_once_and_none_that_is_known(monkeypatch):
+    monkeypatch.delenv("D3S2_HEADLESS", raising=False)
+    drawn = []
+
+    def draw(level: int) -> np.ndarray:
+        drawn.append(level)
+        return shade(level)
+
+    values = {"none": 0, "some": 50, "all": 100}
+    box = widgets.live(values, draw, known={"none": shade(7)})
+    assert seen(box).max() == 7 and drawn == []
+    for name in ("some", "all", "some", "none", "all"):
+        box.children[0].value = name
+        assert seen(box).max() == {"none": 7}.get(name, values[name])
+    assert drawn == [50, 100]
+
+
+def test_headless_runs_get_the_still_picture_and_compute_nothing(monkeypatch):
     monkeypatch.setenv("D3S2_HEADLESS", "1")
-    assert widgets.flip_through({"a": shade(0)}) is None
+    still = object()
+    assert widgets.flip_through({"a": shade(0)}, still) is still
+    assert widgets.live({"a": 1, "b": 2}, lambda value: 1 / 0, still) is still
