@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from d3s2.core import machine
@@ -12,6 +15,7 @@ from d3s2.core.code_version import code_version, is_module
 from d3s2.core.files import digest
 from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.dataset import SegmentationDataset
+from d3s2.models.diffusion_parts import DiffusionOptions
 from d3s2.models.generator import LayoutGenerator
 from d3s2.models.load import load_generator, load_proxy, weights_digest
 from d3s2.models.pretraining import Schedule, train_generator, train_proxy
@@ -73,6 +77,19 @@ def load_models(run: Run) -> Models:
     folder = ensure_weights(run.settings, run.train)
     generator = load_generator(folder / "generator", run.device)
     return Models(generator, load_proxy(folder / "proxy", run.device), folder)
+
+
+def load_stand_in(run: Run) -> LayoutGenerator:
+    """Stable Diffusion and a ControlNet for the classes of a run, narrow and with random weights,
+    on the CPU: to see what passes through a latent model where none is at hand. It paints noise.
+    """
+    from d3s2.models.stable_diffusion import load_stable_diffusion  # imports diffusers' pipelines
+    from d3s2.models.stand_ins import write_diffusion
+
+    with TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # bars of progress
+        model, controlnet = write_diffusion(Path(folder))
+        options = DiffusionOptions(model, controlnet, precision="float32", checkpointing=False)
+        return load_stable_diffusion(options, run.train.class_names, run.train.palette)
 
 
 def weights_stage(run_dir: str, choice: ModelChoice, dataset: SegmentationDataset) -> Stage:
