@@ -2,10 +2,10 @@
 
 The D3S2 abstract fixes three things: the selection is greedy, it puts under-represented classes
 first, and it yields real masks. The objective is our choice. With a_ic in [0, 1], how present class
-c is in mask i, and n_c(S) = sum of a_ic over the selection S:
+c is in mask i, and a_c(S) = sum of a_ic over the selection S:
 
-    F(S) = sum_c w_c log(1 + n_c(S) / delta)
-    gain of mask i:  sum_c w_c log(1 + a_ic / (delta + n_c(S)))
+    F(S) = sum_c w_c log(1 + a_c(S) / delta)
+    gain of mask i:  sum_c w_c log(1 + a_ic / (delta + a_c(S)))
 
 F is monotone and submodular, so greedy reaches at least (1 - 1/e) of the best value (Nemhauser,
 Wolsey, Fisher 1978), and a gain computed earlier is an upper bound of the gain now, which makes the
@@ -69,8 +69,8 @@ class Ranking:
 class Coverage:
     """How a selection S spreads over the classes.
 
-    per_class: float64[C], n_c(S) = summed presence; covered: classes with n_c > 0; smallest and
-    median n_c;
+    per_class: float64[C], a_c(S) = summed presence; covered: classes with a_c > 0; smallest and
+    median a_c;
     gini: 0 = all classes equally present, towards 1 = one class takes all; kl: KL(share of n_c ||
     uniform), nats. Classes that occur nowhere in the data set are left out of all but per_class.
     """
@@ -117,7 +117,7 @@ def budget_size(budget: float, total: int) -> int:
 
 
 def presence(counts: PixelCounts, threshold: float = 0.02) -> sparse.csr_array:
-    """a_ic = min(1, p_ic / threshold): csr float64[N, C], p = share of the mask's valid pixels.
+    """a_ic = min(1, s_ic / threshold): csr float64[N, C], s = share of the mask's valid pixels.
 
     Saturates, so that a big sky counts no more than a small car; a sliver counts little. Our
     choice, as is 0.02.
@@ -135,7 +135,7 @@ def presence(counts: PixelCounts, threshold: float = 0.02) -> sparse.csr_array:
 
 
 def class_weights(image_counts: np.ndarray, beta: float = 0.5) -> np.ndarray:
-    """w_c proportional to f_c^-beta, float64[C], f_c = number of images with the class; the weights
+    """w_c proportional to N_c^-beta, float64[C], N_c = number of images with the class; the weights
     sum to C.
 
     beta = 0: all classes alike, and balance comes from the logarithm alone; beta = 1: inverse
@@ -165,6 +165,47 @@ def objective(
     return float(weights @ np.log1p(totals / delta))
 
 
+def online_bound(
+    matrix: sparse.csr_array,
+    weights: np.ndarray,
+    indices: Sequence[int] | np.ndarray,
+    budget: int,
+    delta: float = 1.0,
+) -> float:
+    """A number that F of the best selection of `budget` masks does not exceed, from any S at hand.
+
+    F(best) <= F(S and best) <= F(S) + the sum of the `budget` largest gains at S, since no gain
+    rises when S grows: true of every monotone submodular function (Minoux 1978; Leskovec et al.,
+    KDD 2007). indices: the masks of S, none twice, of any number. Raises D3S2Error as `greedy`.
+    """
+    count = _check(matrix, weights, budget, delta)
+    chosen, totals = _represented(matrix, indices, delta)
+    classes = matrix.indices
+    gains = _row_sums(matrix, weights[classes] * np.log1p(matrix.data / totals[classes]))
+    gains[chosen] = 0.0
+    return objective(matrix, weights, chosen, delta) + _largest(gains, count)
+
+
+def tangent_bound(
+    matrix: sparse.csr_array,
+    weights: np.ndarray,
+    indices: Sequence[int] | np.ndarray,
+    budget: int,
+    delta: float = 1.0,
+) -> float:
+    """The same from the logarithm's tangent: far tighter near the best selection. Ours.
+
+    A logarithm lies below its tangents, so that with the pull w_c / (delta + a_c(S)) of each class
+    F(T) <= F(S) + sum_c pull_c (a_c(T) - a_c(S)) for every T: largest for the `budget` masks of the
+    largest pulls. Arguments and errors are those of `online_bound`.
+    """
+    count = _check(matrix, weights, budget, delta)
+    chosen, totals = _represented(matrix, indices, delta)
+    pulls = _row_sums(matrix, (weights / totals)[matrix.indices] * matrix.data)
+    step = _largest(pulls, count) - float(pulls[chosen].sum())
+    return objective(matrix, weights, chosen, delta) + step
+
+
 def greedy(
     matrix: sparse.csr_array, weights: np.ndarray, budget: int | None = None, delta: float = 1.0
 ) -> Ranking:
@@ -178,7 +219,7 @@ def greedy(
     count = _check(matrix, weights, budget, delta)
     rows = _rows(matrix)
     weight = weights.tolist()
-    totals = [float(delta)] * matrix.shape[1]  # delta + n_c(S), S still empty
+    totals = [float(delta)] * matrix.shape[1]  # delta + a_c(S), S still empty
     heap = [(-_gain(row, weight, totals), index) for index, row in enumerate(rows)]
     heapq.heapify(heap)
     picked: list[int] = []
@@ -205,7 +246,7 @@ def naive_greedy(
     count = _check(matrix, weights, budget, delta)
     rows = _rows(matrix)
     weight = weights.tolist()
-    totals = [float(delta)] * matrix.shape[1]  # delta + n_c(S), S still empty
+    totals = [float(delta)] * matrix.shape[1]  # delta + a_c(S), S still empty
     unpicked = list(range(len(rows)))
     picked: list[int] = []
     gains: list[float] = []
@@ -301,8 +342,28 @@ def _rows(matrix: sparse.csr_array) -> list[list[tuple[int, float]]]:
     return [pairs[a:b] for a, b in itertools.pairwise(matrix.indptr)]
 
 
+def _represented(
+    matrix: sparse.csr_array, indices: Sequence[int] | np.ndarray, delta: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The masks of S as int64[k], and delta + a_c(S), float64[C]."""
+    chosen = np.asarray(indices, dtype=np.int64)
+    return chosen, delta + np.asarray(matrix[chosen].sum(axis=0)).ravel()
+
+
+def _row_sums(matrix: sparse.csr_array, values: np.ndarray) -> np.ndarray:
+    """float64[N]: the sum over each mask of one value for each of its entries."""
+    return np.asarray(
+        sparse.csr_array((values, matrix.indices, matrix.indptr), matrix.shape).sum(1)
+    )
+
+
+def _largest(values: np.ndarray, count: int) -> float:
+    """The sum of the `count` largest."""
+    return float(np.sort(values)[len(values) - count :].sum())
+
+
 def _gain(row: list[tuple[int, float]], weight: list[float], totals: list[float]) -> float:
-    """Marginal gain of one mask; totals[c] = delta + n_c(S)."""
+    """Marginal gain of one mask; totals[c] = delta + a_c(S)."""
     return sum([weight[c] * math.log1p(a / totals[c]) for c, a in row])
 
 

@@ -25,8 +25,10 @@ from d3s2.selection import (
     greedy,
     naive_greedy,
     objective,
+    online_bound,
     presence,
     random_ranking,
+    tangent_bound,
     uniform_ranking,
 )
 from d3s2.statistics.pixels import PixelCounts
@@ -57,6 +59,48 @@ def test_greedy_keeps_its_bound_against_brute_force(seed: int, delta: float) -> 
     picked = greedy(matrix, weights, 4, delta)
     assert objective(matrix, weights, picked.indices, delta) >= (1 - 1 / np.e) * best - 1e-12
     assert objective(matrix, weights, picked.indices, delta) == pytest.approx(picked.gains.sum())
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS, st.integers(0, 9), st.integers(1, 9), st.sampled_from([0.1, 1.0, 10.0]))
+def test_no_selection_exceeds_a_bound_from_any_other(
+    seed: int, size: int, budget: int, delta: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    matrix, weights = matrix_of(seed, 9), rng.random(4)
+    some = rng.permutation(9)[:size]
+    every = itertools.combinations(range(9), budget)
+    best = max(objective(matrix, weights, chosen, delta) for chosen in every)
+    assert online_bound(matrix, weights, some, budget, delta) >= best - 1e-12
+    assert tangent_bound(matrix, weights, some, budget, delta) >= best - 1e-12
+
+
+@given(SEEDS, st.integers(1, 12))
+def test_bounds_by_their_formulas(seed: int, budget: int) -> None:
+    """Written once more, mask by mask."""
+    rng = np.random.default_rng(seed)
+    matrix, weights, delta = matrix_of(seed), rng.random(4), 0.7
+    some = rng.permutation(12)[:5].tolist()
+    reached = objective(matrix, weights, some, delta)
+    gains = [objective(matrix, weights, [*some, i], delta) - reached for i in range(12)]
+    gains = sorted((0.0 if i in some else gain for i, gain in enumerate(gains)), reverse=True)
+    online = reached + sum(gains[:budget])
+    assert online_bound(matrix, weights, some, budget, delta) == pytest.approx(online)
+    dense = matrix.toarray()
+    pulls = dense @ (weights / (delta + dense[some].sum(axis=0)))
+    tangent = reached + np.sort(pulls)[::-1][:budget].sum() - pulls[some].sum()
+    assert tangent_bound(matrix, weights, some, budget, delta) == pytest.approx(tangent)
+
+
+@pytest.mark.parametrize("bound", [online_bound, tangent_bound])
+def test_bounds_are_reached_where_nothing_is_left_to_choose(bound: Callable[..., float]) -> None:
+    """With all masks selected, and where F is as good as linear (delta is large, S empty)."""
+    matrix, weights = matrix_of(3), np.ones(4)
+    whole = objective(matrix, weights, range(12), 1.0)
+    assert bound(matrix, weights, range(12), 12, 1.0) == pytest.approx(whole)
+    picked = greedy(matrix, weights, 4, 1e9)
+    best = objective(matrix, weights, picked.indices, 1e9)
+    assert bound(matrix, weights, [], 4, 1e9) == pytest.approx(best)
 
 
 @settings(max_examples=60, deadline=None)
