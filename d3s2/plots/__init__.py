@@ -23,6 +23,7 @@ from d3s2.plots.house_style import (
     series_color,
     style,
 )
+from d3s2.plots.panels import panels
 from d3s2.plots.pictures import (
     busiest,
     change_map,
@@ -44,6 +45,7 @@ from d3s2.plots.training_charts import (
     query_masks,
     sampled_points,
     score_dots,
+    spread_out,
 )
 
 __all__ = [
@@ -76,10 +78,12 @@ __all__ = [
     "marked",
     "matching_matrix",
     "new_figure",
+    "panels",
     "query_masks",
     "sampled_points",
     "score_dots",
     "series_color",
     "show_pairs",
+    "spread_out",
     "style",
 ]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import ticker
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from d3s2.data.dataset import ClassInfo
 from d3s2.plots.house_style import INK, SERIES, SOFT, SPARE, new_figure, rgb, series_color, style
+
+ORDERED = ("#d1495b", "#3a7ca5", "#edae49", *SPARE)
+"""Colours of what has no name of its own, in the order of drawing; the first three differ in
+lightness too, for readers who tell few hues apart.
+"""
 
 
 def class_distribution(
@@ -49,8 +57,7 @@ def co_occurrence_map(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     cell.set_yticks(range(len(names)), names, fontsize=8)
     cell.set_xlabel("... also holds this class", color=INK)
     cell.set_ylabel("an image with this class ...", color=INK)
-    bar = figure.colorbar(picture, ax=cell, shrink=0.8, format=ticker.PercentFormatter(1.0))
-    bar.outline.set_visible(False)
+    _color_bar(figure, picture, "share of the row's images", ticker.PercentFormatter(1.0))
     return figure
 
 
@@ -64,12 +71,11 @@ def lines(
     """A few curves over one axis."""
     figure, axes = new_figure(5.6, 2.8)
     cell = style(axes[0, 0], xlabel, ylabel, title)
-    for (name, values), color in zip(
-        curves.items(), ("#d1495b", "#3a7ca5", "#edae49", *SPARE), strict=False
-    ):
-        cell.plot(x, values, color=color, label=name)
+    dashes = itertools.cycle(("-", "--", ":", "-."))
+    for (name, values), color, dash in zip(curves.items(), ORDERED, dashes, strict=False):
+        cell.plot(x, values, color=color, linestyle=dash, label=name)
     if curves:
-        cell.legend(frameon=False, fontsize=8)
+        _legend_beside(figure)
     return figure
 
 
@@ -81,8 +87,8 @@ def gains_curve(gains: np.ndarray, budget: int) -> Figure:
     figure, axes = new_figure(8.8, 2.9, 1, 2)
     gain = style(axes[0, 0], "pick", "gain", "gain of each pick (log-log)")
     gain.loglog(picks, np.maximum(gains, 1e-12), color=SERIES["greedy"])
-    total = style(axes[0, 1], "number of masks", "F(S)", "objective")
-    total.plot(picks, np.cumsum(gains), color=SERIES["greedy"])
+    total = style(axes[0, 1], "number of masks (log scale)", "F(S)", "objective reached")
+    total.semilogx(picks, np.cumsum(gains), color=SERIES["greedy"])
     for cell in (gain, total):
         cell.axvline(budget, color=SOFT, linewidth=0.9, linestyle="--")
         place = {"xycoords": ("data", "axes fraction"), "fontsize": 8, "color": SOFT}
@@ -97,11 +103,12 @@ def class_bars(values: Mapping[str, np.ndarray], names: Sequence[str], ylabel: s
     cell = style(axes[0, 0], ylabel=ylabel)
     cell.grid(axis="x", visible=False)
     width = 0.84 / len(values)
-    for number, (name, heights) in enumerate(values.items()):
+    for number, ((name, heights), spare) in enumerate(zip(values.items(), ORDERED, strict=False)):
         place = np.arange(len(order)) + (number - (len(values) - 1) / 2) * width
-        cell.bar(place, np.asarray(heights)[order], width, color=series_color(name), label=name)
+        color = SERIES.get(name, spare)
+        cell.bar(place, np.asarray(heights)[order], width, color=color, label=name)
     cell.set_xticks(range(len(order)), [names[c] for c in order], rotation=90, fontsize=8)
-    cell.legend(frameon=False, fontsize=8)
+    _legend_beside(figure)
     return figure
 
 
@@ -113,7 +120,7 @@ def coverage_curves(
     """
     figure, axes = new_figure(8.8, 2.8, 1, len(curves))
     for cell, (measure, rankings) in zip(axes[0], curves.items(), strict=True):
-        style(cell, "number of masks", "", measure).set_xscale("log")
+        style(cell, "number of masks (log scale)", "", measure).set_xscale("log")
         for name, values in rankings.items():
             rows, color = np.atleast_2d(values), series_color(name)
             cell.plot(budgets, rows.mean(0), color=color, label=name)
@@ -121,7 +128,7 @@ def coverage_curves(
                 cell.fill_between(
                     budgets, rows.min(0), rows.max(0), color=color, alpha=0.2, linewidth=0
                 )
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    _legend_beside(figure, axes[0, 0])
     return figure
 
 
@@ -135,7 +142,7 @@ def class_feature_map(values: np.ndarray, names: Sequence[str], title: str = "")
     cell.set_yticks(range(len(names)), names, fontsize=8)
     cell.set_xlabel("feature channel d", color=INK)
     cell.set_title(title, color=INK, fontsize=10, loc="left")
-    figure.colorbar(picture, ax=cell).outline.set_visible(False)
+    _color_bar(figure, picture, "distance from the channel's mean")
     return figure
 
 
@@ -147,5 +154,20 @@ def distance_map(distances: np.ndarray, names: Sequence[str], title: str = "") -
     cell.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     cell.set_yticks(range(len(names)), names, fontsize=8)
     cell.set_title(title, color=INK, fontsize=10, loc="left")
-    figure.colorbar(picture, ax=cell, shrink=0.8).outline.set_visible(False)
+    _color_bar(figure, picture, "distance (dark = alike)")
     return figure
+
+
+def _legend_beside(figure: Figure, of: Axes | None = None) -> None:
+    """The legend of an axes (the first) at the right of everything, where it covers nothing."""
+    handles, names = (of or figure.axes[0]).get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)
+
+
+def _color_bar(
+    figure: Figure, picture: AxesImage, label: str, form: ticker.Formatter | None = None
+) -> None:
+    """The scale of a map, and what it measures."""
+    bar = figure.colorbar(picture, ax=picture.axes, shrink=0.8, format=form)
+    bar.outline.set_visible(False)
+    bar.set_label(label, fontsize=8, color=INK)

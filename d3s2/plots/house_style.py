@@ -34,9 +34,11 @@ SERIES = {
     "greedy": "#d1495b",
     "balanced": "#edae49",
     "d3s2": "#d1495b",
-    "full": "#2f6b4f",
+    "full": "#222222",
 }
-"""Colours of methods, the same in every chapter; `series_color` gives one to every other name."""
+"""Colours of methods, the same in every chapter; no red beside a green of the same lightness, which
+some readers cannot tell apart. `series_color` gives one to every other name.
+"""
 
 SPARE = ("#6a4c93", "#00798c", "#c17817", "#5f7a3a")
 

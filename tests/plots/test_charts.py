@@ -130,3 +130,31 @@ def test_what_was_exact_is_known_again() -> None:
     small.save(stream, "PNG", optimize=True)
     assert 0x010203 in exact_colors(Image.open(stream))
     assert exact_colors(Image.fromarray(noise)) == []
+
+
+@pytest.mark.parametrize("name", ["lines", "bars", "curves"])
+def test_a_legend_covers_nothing(name: str) -> None:
+    """It stands beside the frames, whose sizes are known when the figure is drawn."""
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    legend = figure.legends[0].get_window_extent()
+    assert not any(legend.overlaps(axes.get_window_extent()) for axes in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_budget_is_seen_on_logarithmic_axes() -> None:
+    """Forty of four thousand would be lost at the left edge of a linear one."""
+    figure = plots.gains_curve(np.linspace(3, 1, 4000), 40)
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
+
+
+def test_series_without_a_name_of_their_own_differ_in_lightness() -> None:
+    figure = plots.class_bars(
+        {"beta 0.5": np.ones(3), "beta 0": np.ones(3), "beta 1": np.ones(3)}, NAMES
+    )
+    colors = {patch.get_facecolor()[:3] for patch in figure.axes[0].patches}
+    light = sorted(
+        np.array([color @ np.array([0.2126, 0.7152, 0.0722]) for color in map(np.array, colors)])
+    )
+    assert len(colors) == 3 and min(np.diff(light)) > 0.03
