@@ -10,10 +10,12 @@ from matplotlib.patches import FancyArrowPatch
 
 from d3s2.plots.house_style import DPI, INK, SOFT, Picture
 
-WIDTH = 700
+WIDTH = 780
 """Screen pixels that a row may fill: what a repository's web view shows without scaling."""
 LINE = 18
 """Screen pixels of a line of text."""
+_EDGE = 0x99
+"""Grey of the line around each picture: a white one has an edge too."""
 
 
 def panels(
@@ -26,14 +28,16 @@ def panels(
     """
     stack = np.stack(list(images.values()))
     count, height, width = stack.shape[:3]
-    gap = 40 if arrows else 10
-    zoom = max(1, (WIDTH - (count - 1) * gap) // (count * width))
-    below = LINE if notes else 0
+    gap = 30 if arrows else 10
+    zoom = max(1, (WIDTH - 2 - (count - 1) * gap) // (count * width))
+    below = LINE if notes else 1
     right = width * zoom + gap
-    size = (count * right - gap, height * zoom + LINE + below)
+    size = (2 + count * right - gap, below + height * zoom + LINE)
     figure = Picture(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
+    edge = np.full((height * zoom + 2, width * zoom + 2, 3), _EDGE, dtype=np.uint8)
     for column, (name, image) in enumerate(images.items()):
-        left = column * right
+        left = 1 + column * right
+        figure.figimage(edge, left - 1, below - 1, origin="upper")
         figure.figimage(image.repeat(zoom, 0).repeat(zoom, 1), left, below, origin="upper")
         middle = left + width * zoom / 2
         _text(figure, middle, size[1] - LINE / 2, name, 9)
