@@ -36,6 +36,8 @@ UNSEEDED = re.compile(
     re.MULTILINE,
 )
 CLOSING = ("Summary", "Quiz", "Exercises", "Further reading")
+NOTATION = ("00", "01", "02", "A2")
+"""Notebooks that use the one table of symbols and link to it."""
 
 Notebook = Any
 
@@ -176,8 +178,11 @@ def teaching(path: Path, notebook: Notebook) -> Iterator[str]:
             yield f"no {what}"
     if source.count("assert ") < 5:
         yield "fewer than five asserts"
-    if "NBVAL_CHECK_OUTPUT" not in source:
-        yield "no cell carries # NBVAL_CHECK_OUTPUT"
+    tags = [tag for cell in code_cells(notebook) for tag in cell.metadata.get("tags", [])]
+    if "nbval-check-output" not in tags and "NBVAL_CHECK_OUTPUT" not in source:
+        yield "no cell carries nbval's tag nbval-check-output"
+    if path.stem[:2] in NOTATION and "(../docs/notation.md)" not in text:
+        yield "no link to the table of symbols, ../docs/notation.md"
     if text.count("<details>") < 3 or text.count("<details>") != text.count("</details>"):
         yield "fewer than three hidden answers"
     headings = [line for line in text.splitlines() if line.startswith("#")]

@@ -26,7 +26,7 @@ NAMES = (
     "03_guided_sampling",
     "04_train_mask2former",
 )
-APPENDICES = ("A1_what_pays",)  # not part of `d3s2 run`
+APPENDICES = ("A1_what_pays", "A2_runs_and_stages")  # not part of `d3s2 run`
 
 
 def notebook_path(name: str) -> Path:
@@ -60,8 +60,14 @@ def edit(notebook: Any, old: str, new: str) -> None:
         cell.source = cell.source.replace(old, new)
 
 
+def tagged(notebook: Any) -> Any:
+    """The cell of the parameters."""
+    cells = code_cells(notebook)
+    return next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+
+
 def set_parameters(notebook: Any, source: str) -> None:
-    next(cell for cell in code_cells(notebook) if cell.metadata.get("tags")).source = source
+    tagged(notebook).source = source
 
 
 STREAM = {"output_type": "stream", "name": "stdout"}
@@ -77,7 +83,7 @@ BREAKS: dict[str, tuple[Callable[[Any], None], str]] = {
     "path": (lambda nb: add_output(nb, **STREAM, text=f"in {'/'}home/ann/d3s2"), "machine's path"),
     "long": (lambda nb: add_output(nb, **STREAM, text="x\n" * 200), "200 lines"),
     "two cells": (
-        lambda nb: nb.cells.append(copy.deepcopy(code_cells(nb)[0])),
+        lambda nb: nb.cells.append(copy.deepcopy(tagged(nb))),
         "2 cells are tagged",
     ),
     "unknown": (
@@ -100,6 +106,14 @@ BREAKS: dict[str, tuple[Callable[[Any], None], str]] = {
     "quiz": (lambda nb: edit(nb, "<details>", ""), "hidden answers"),
     "summary": (lambda nb: edit(nb, "Summary", "Done"), "no section 'Summary'"),
     "next": (lambda nb: edit(nb, "(01_data_statistics.ipynb)", "(x.ipynb)"), "does not link to 01"),
+    "symbols": (
+        lambda nb: edit(nb, "../docs/notation.md", "../docs/protocol.md"),
+        "no link to the table of symbols",
+    ),
+    "check": (
+        lambda nb: [cell.metadata.update(tags=[]) for cell in code_cells(nb)[1:]],
+        "nbval-check-output",
+    ),
     "dead link": (
         lambda nb: edit(nb, "(01_data_statistics.ipynb)", "(x.ipynb)"),
         "x.ipynb leads nowhere",
@@ -141,9 +155,7 @@ def nbval_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.notebooks
 @pytest.mark.parametrize("name", NAMES + APPENDICES)
 def test_nbval_in_the_default_profile(name: str, nbval_home: Path) -> None:
-    """Every cell runs, in a home of its own; what carries NBVAL_CHECK_OUTPUT gives the committed
-    output.
-    """
+    """Every cell runs, in a home of its own; tagged cells give the committed output."""
     done = subprocess.run(
         [
             sys.executable,
