@@ -1,6 +1,6 @@
 # make run    everything, from nothing: sets up on first use, executes notebooks 00 to 04, prints the result table
 # make test   sets up on first use, then all tests, the notebooks included
-# make unit   the tests that start no processes and no notebooks, a minute and a half on two cores
+# make unit   the tests that start no processes and no notebooks, two minutes on two cores
 # make lab    JupyterLab on the notebooks
 # make mutants  breaks the code line by line: do the tests notice? Hours, see docs/mutants.md
 # make lint   one layout (ruff format), ruff over code and notebooks, and the contracts of imports
