@@ -18,6 +18,8 @@ import pytest
 from notebook_contract import code_cells, problems
 from smoke_run import CELL_TIMEOUT, SmokeRun
 
+from d3s2.plots.overview import read_example
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = (
     "00_start_here",
@@ -43,6 +45,26 @@ def test_the_sequence_is_complete() -> None:
 @pytest.mark.parametrize("name", NAMES + APPENDICES)
 def test_contract(name: str) -> None:
     assert problems(notebook_path(name)) == []
+
+
+def printed(name: str, mark: str) -> str:
+    """What the first cell of a committed notebook prints that prints this."""
+    cells = code_cells(nbformat.read(notebook_path(name), as_version=4))
+    texts = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
+    return next(text for text in texts if mark in text)
+
+
+def test_the_first_table_is_that_of_the_committed_run() -> None:
+    """Files, notebook 00 and notebook 04 say the same; else `python -m d3s2.plots.overview` was
+    forgotten after a run was published.
+    """
+    rows = read_example().record["rows"]
+    table, first = printed("04_train_mask2former", "| d3s2 |"), printed(NAMES[0], "training set")
+    for row in rows:
+        mean = sum(row["miou"]) / len(row["miou"])
+        line = next(line for line in table.splitlines() if line.startswith(f"| {row['set']} |"))
+        assert f" {mean:.1f}" in line.rsplit("|", 2)[1], line
+        assert all(f"{miou:.1f}" in first for miou in row["miou"]), first
 
 
 # ------------------------------------------------------------------------- the contract's own tests
