@@ -45,7 +45,6 @@ from d3s2.plots.training_charts import (
     query_masks,
     sampled_points,
     score_dots,
-    spread_out,
 )
 
 __all__ = [
@@ -84,6 +83,5 @@ __all__ = [
     "score_dots",
     "series_color",
     "show_pairs",
-    "spread_out",
     "style",
 ]
