@@ -210,7 +210,7 @@ def differences(
     whose dot is filled, None = those whose interval leaves out zero. An infinite interval, of a
     single unit, is left out.
     """
-    figure, axes = new_figure(6.6, 0.8 + 0.3 * len(found))
+    figure, axes = new_figure(6.6, 0.9 + 0.3 * len(found))
     cell = style(axes[0, 0], xlabel)
     cell.grid(axis="y", visible=False)
     cell.axvline(0, color=INK, linewidth=1)
@@ -246,6 +246,7 @@ def cost_and_score(points: Mapping[str, tuple[float, float, float]], of: str = "
         cell.set_ylim(len(points) - 0.5, -0.5)
     cost.xaxis.set_major_formatter("{x:g}")
     cost.xaxis.set_minor_formatter("{x:g}")
+    cost.tick_params(axis="x", which="both", labelsize=7)
     return figure
 
 

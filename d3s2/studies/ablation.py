@@ -290,7 +290,7 @@ def join_sets(folders: Sequence[Path], joined: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Trainings:
     """Which trainings are made. distillations: sets of each arm that its seeds share, 0 = every
     seed has one of its own.
     """
@@ -305,7 +305,7 @@ class Plan:
 
 
 def measure_arms(
-    work: Path, out: Path, plan: Plan, settings: config.Settings, judge: str = "val"
+    work: Path, out: Path, plan: Trainings, settings: config.Settings, judge: str = "val"
 ) -> None:
     """Distil and train what is missing; write `out` (one line a training, see `HEADER`) and its
     facts after each seed, so that what is interrupted leaves complete pairs.
@@ -329,7 +329,9 @@ def measure_arms(
             steps.add(len(plan.arms))
 
 
-def _measure_seed(shop: Workshop, plan: Plan, seed: int) -> dict[tuple[str, int], list[object]]:
+def _measure_seed(
+    shop: Workshop, plan: Trainings, seed: int
+) -> dict[tuple[str, int], list[object]]:
     """The rows of one seed: all its sets, then all its trainings side by side."""
     number = plan.number(seed)
     jobs = {name: shop.job(name, seed, number) for name in plan.arms}
@@ -427,7 +429,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             machine.set_threads(settings.threads)
             seeds = range(options.seeds_from, options.seeds_from + options.seeds)
-            plan = Plan(options.arms, seeds, options.distillations)
+            plan = Trainings(options.arms, seeds, options.distillations)
             measure_arms(options.work, options.out, plan, settings, options.split)
             print(table(read_scores(options.out), REFERENCES))
 

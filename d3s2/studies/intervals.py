@@ -281,8 +281,8 @@ def caption(found: Measurement, arms: Iterable[str], family: int, what: str = "m
     unit = found.unit(*names)
     fewest = min((len(found.means(name)) for name in names if found.unit(name) == unit), default=0)
     return (
-        f"{what}, 95 % interval over {fewest} {unit}{'' if fewest == 1 else 's'}; "
-        f"filled: clear after Holm over {family}"
+        f"{what}, 95 % interval over {fewest} {unit}{'' if fewest == 1 else 's'}\n"
+        f"filled: clear after Holm over a family of {family}"
     )
 
 

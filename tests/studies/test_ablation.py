@@ -19,7 +19,7 @@ from d3s2.statistics.features import ClassMoments
 from d3s2.studies import ablation
 from d3s2.studies.ablation import (
     ARMS,
-    Plan,
+    Trainings,
     Workshop,
     confirmation,
     measure_arms,
@@ -49,7 +49,7 @@ def short(monkeypatch) -> None:
 @pytest.mark.notebooks  # it trains four times
 def test_a_measurement_distils_trains_writes_and_does_nothing_twice(settings, tmp_path, short):
     work, out = tmp_path / "work", tmp_path / "ablation.csv"
-    measure_arms(work, out, Plan(["d3s2"], range(2)), settings)
+    measure_arms(work, out, Trainings(["d3s2"], range(2)), settings)
     made = {
         path: path.stat().st_mtime_ns for path in [*work.rglob("*.png"), *work.rglob("result.json")]
     }
@@ -59,7 +59,7 @@ def test_a_measurement_distils_trains_writes_and_does_nothing_twice(settings, tm
     assert found.facts["images"] == 4 and found.facts["iterations"] == 2
     assert found.facts["distillations"] == "one a seed" and found.facts["split"] == "val"
     # a second measurement adds to the file
-    measure_arms(work, out, Plan(["random", "d3s2"], range(2)), settings)
+    measure_arms(work, out, Trainings(["random", "d3s2"], range(2)), settings)
     assert {path: path.stat().st_mtime_ns for path in made} == made
     with open(out, newline="") as stream:
         rows = [
@@ -69,21 +69,21 @@ def test_a_measurement_distils_trains_writes_and_does_nothing_twice(settings, tm
     command = "python -m d3s2.studies.ablation --seeds 2 --arms random d3s2"
     assert read_scores(out).facts == found.facts | {"command": command}
     with pytest.raises(D3S2Error, match="measured with iterations 2, now it is 3"):
-        measure_arms(work, out, Plan(["random"], [0]), replace(settings, iterations=3))
+        measure_arms(work, out, Trainings(["random"], [0]), replace(settings, iterations=3))
     with pytest.raises(D3S2Error, match="measured with distillations one a seed, now it is 1"):
-        measure_arms(work, out, Plan(["random"], [0], 1), settings)
+        measure_arms(work, out, Trainings(["random"], [0], 1), settings)
 
 
 @pytest.mark.notebooks  # it trains four times
 def test_what_was_interrupted_ends_as_what_was_not(settings, tmp_path, short):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    measure_arms(whole, whole / "out.csv", Plan(["unguided"], range(2)), settings)
+    measure_arms(whole, whole / "out.csv", Trainings(["unguided"], range(2)), settings)
     # Killed between the second painting and its training: one row, and a set without its cost.
-    measure_arms(broken, broken / "out.csv", Plan(["unguided"], [0]), settings)
+    measure_arms(broken, broken / "out.csv", Trainings(["unguided"], [0]), settings)
     cost = Workshop(settings, broken).distil("unguided", 1) / "cost.json"
     cost.unlink()
     next(iter(cost.parent.glob("records/*.json"))).unlink()
-    measure_arms(broken, broken / "out.csv", Plan(["unguided"], range(2)), settings)
+    measure_arms(broken, broken / "out.csv", Trainings(["unguided"], range(2)), settings)
     files = [sorted(work.glob("sets/*/train/*/*.png")) for work in (whole, broken)]
     assert [path.name for path in files[0]] == [path.name for path in files[1]]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
@@ -114,7 +114,7 @@ def test_a_winner_is_confirmed_on_seeds_that_nobody_has_seen(tmp_path):
 def test_several_images_a_mask_become_one_set(settings, tmp_path, monkeypatch):
     arm = replace(ARMS["d3s2 x 4"], images=2, recipe=replace(ARMS["d3s2 x 4"].recipe, steps=2))
     monkeypatch.setitem(ARMS, "d3s2 x 4", arm)
-    measure_arms(tmp_path / "work", tmp_path / "out.csv", Plan(["d3s2 x 4"], [0]), settings)
+    measure_arms(tmp_path / "work", tmp_path / "out.csv", Trainings(["d3s2 x 4"], [0]), settings)
     (joined,) = (tmp_path / "work" / "sets").glob("*-joined")
     images = {path.stem: path.read_bytes() for path in (joined / "train" / "images").iterdir()}
     labels = {path.stem: path.read_bytes() for path in (joined / "train" / "labels").iterdir()}
@@ -138,8 +138,8 @@ def test_arms_that_promise_the_same_masks_have_them(settings, tmp_path):
 
 
 def test_every_seed_has_its_own_set_unless_told_otherwise():
-    assert [Plan([], []).number(seed) for seed in (0, 1, 7)] == [0, 1, 7]
-    assert [Plan([], [], 2).number(seed) for seed in (0, 1, 7)] == [0, 1, 1]
+    assert [Trainings([], []).number(seed) for seed in (0, 1, 7)] == [0, 1, 7]
+    assert [Trainings([], [], 2).number(seed) for seed in (0, 1, 7)] == [0, 1, 1]
 
 
 def test_pairs_share_their_masks_their_noise_and_their_order(settings, tmp_path, short):

@@ -10,7 +10,7 @@ import pytest
 from d3s2.core.errors import D3S2Error
 from d3s2.runs import config
 from d3s2.studies import ablation, curve
-from d3s2.studies.ablation import Plan, Workshop, measure_arms
+from d3s2.studies.ablation import Trainings, Workshop, measure_arms
 from d3s2.studies.curve import Points, curve_job, measure_curve, read_curves, table
 from d3s2.training.job import job_key
 
@@ -78,7 +78,7 @@ def test_curves_go_on_where_they_were_and_take_what_the_ablation_trained(
     settings, tmp_path, monkeypatch
 ):
     work, out = tmp_path / "work", tmp_path / "curve.csv"
-    measure_arms(work, tmp_path / "ablation.csv", Plan(["balanced"], [0]), settings)
+    measure_arms(work, tmp_path / "ablation.csv", Trainings(["balanced"], [0]), settings)
     trained: list[str] = []
     plain = curve.train_all
 
