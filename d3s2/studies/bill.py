@@ -18,7 +18,8 @@ from pathlib import Path
 
 from d3s2.core.errors import D3S2Error, exit_code
 from d3s2.core.files import read_json
-from d3s2.data.splits import count_splits
+from d3s2.core.places import EMBEDDED_WEIGHTS
+from d3s2.data.splits import SCENES_COUNTS, count_splits
 from d3s2.runs import config
 from d3s2.selection import budget_size
 from d3s2.training.job import FINISHED, TrainingResult, read_result
@@ -52,12 +53,14 @@ def bill(
     Args:
         weights: the run's networks, with `training_log.csv` beside each that was trained here.
         run_dir: where `d3s2 run` noted the notebooks' seconds.
-        labelled: real images with a mask; made: images of the distilled set.
+        labelled: real images with a mask (the embedded networks learned from all the scenes,
+            whatever the run takes); made: images of the distilled set.
         trainings: those of the run.
     """
     lines = [Line("masks", labelled, "they come with the data; all but distilling read them whole")]
+    seen = SCENES_COUNTS[0] if weights == EMBEDDED_WEIGHTS else labelled
     for network in ("proxy", "generator"):
-        lines.append(_of_network(network, weights / network / "training_log.csv", labelled))
+        lines.append(_of_network(network, weights / network / "training_log.csv", seen))
     chapters = (
         ("statistics", "01_data_statistics", labelled),
         ("selection", "02_mask_selection", labelled),

@@ -53,8 +53,9 @@ def test_the_embedded_networks_have_logs_of_rising_seconds(network, tmp_path):
     with open(EMBEDDED_WEIGHTS / network / "training_log.csv", newline="") as stream:
         rows = [(int(row["iteration"]), float(row["seconds"])) for row in csv.DictReader(stream)]
     assert rows == sorted(rows) and [s for _, s in rows] == sorted(s for _, s in rows)
-    named = {line.part: line.seconds for line in bill(EMBEDDED_WEIGHTS, tmp_path, 1, 1, [])}
-    assert named[network] == rows[-1][1]
+    named = {line.part: line for line in bill(EMBEDDED_WEIGHTS, tmp_path, 7, 1, [])}
+    assert named[network].seconds == rows[-1][1]
+    assert named[network].images == 4000 and named["masks"].images == 7  # a run may take fewer
 
 
 def test_a_run_without_trainings_is_refused(tmp_path, capsys):
