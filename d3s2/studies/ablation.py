@@ -39,6 +39,7 @@ from d3s2.core.files import digest, read_json, write_csv, write_json
 from d3s2.core.long_work import Steps
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.folder import open_folder
+from d3s2.data.held_out import open_test
 from d3s2.data.splits import open_splits
 from d3s2.guidance.losses import FeatureTargets, LossOptions
 from d3s2.guidance.painting import Painter, Recipe, synthesise
@@ -158,7 +159,7 @@ class Workshop:
 
     def __post_init__(self) -> None:
         self.train, val = open_splits(self.settings, progress=False)
-        self.judged = val if self.judge == "val" else held_out(self.train.root, self.judge)
+        self.judged = val if self.judge == "val" else open_test(self.settings)
         self.size = budget_size(self.settings.budget, len(self.train))
 
     @cached_property
@@ -258,18 +259,6 @@ class Workshop:
             seed=seed,
             size=self.train.read_image(0).shape[:2],
         )
-
-
-def held_out(root: Path, split: str) -> SegmentationDataset:
-    """A split of the prepared data that no default was chosen by. Raises D3S2Error where the data
-    has none.
-    """
-    if not (root / split / "images").is_dir():
-        raise D3S2Error(
-            f"{root} has no split {split!r}, so nothing can be judged on it: measure with --split "
-            "val, or prepare data that has one."
-        )
-    return open_folder(root, split)
 
 
 def join_sets(folders: Sequence[Path], joined: Path) -> Path:
