@@ -73,32 +73,24 @@ def test_all_sets_are_trained_as_long_and_the_short_ones_are_those_of_the_ablati
     assert job_key(short) == job_key(shop.job("balanced", 1, 1)) != job_key(balanced)
 
 
-@pytest.mark.notebooks  # it trains five times
-def test_curves_go_on_where_they_were_and_take_what_the_ablation_trained(
-    settings, tmp_path, monkeypatch
-):
+@pytest.mark.notebooks  # it trains twice
+def test_curves_go_on_where_they_were_and_take_what_the_ablation_trained(settings, tmp_path):
     work, out = tmp_path / "work", tmp_path / "curve.csv"
     measure_arms(work, tmp_path / "ablation.csv", Trainings(["balanced"], [0]), settings)
-    trained: list[str] = []
-    plain = curve.train_all
-
-    def noted(jobs, *rest, **more):
-        trained.extend(job.name for job in jobs)
-        return plain(jobs, *rest, **more)
-
-    monkeypatch.setattr(curve, "train_all", noted)
-    measure_curve(work, out, Points(["balanced"], [0], [2]), settings)
     (of_ablation,) = ablation.read_scores(tmp_path / "ablation.csv").scores["balanced"].values()
+
+    def weights():
+        return {path: path.stat().st_mtime_ns for path in work.rglob("model.safetensors")}
+
+    measure_curve(work, out, Points(["balanced"], [0], [2]), settings)
     assert read_curves(out)[0] == {"balanced": {2: {0: of_ablation}}}
-    measure_curve(work, out, Points(["balanced", "full"], [0], [2, 3]), settings)
-    assert trained == ["balanced 0, 2"] + [f"{name} 0, {n}" for n in (2, 3) for name in POINTS]
+    trained, copied = sorted(weights(), key=weights().get)
+    assert trained.read_bytes() == copied.read_bytes()  # the same training, not another
+    before = weights()
+    measure_curve(work, out, Points(["balanced", "full"], [0], [2]), settings)
+    assert before.items() < weights().items() and len(weights()) == 3
     curves, facts = read_curves(out)
-    whole = tmp_path / "whole.csv"
-    measure_curve(tmp_path / "other", whole, Points(POINTS, [0], [2, 3]), settings)
-    assert read_curves(whole) == (curves, facts)
-    assert facts["command"].endswith("--sets balanced full --lengths 2 3 --seeds 0")
+    assert curves["balanced"] == {2: {0: of_ablation}} and list(curves["full"]) == [2]
+    assert facts["command"].endswith("--sets balanced full --lengths 2 --seeds 0")
     with pytest.raises(D3S2Error, match="measured with batch_size"):
-        measure_curve(work, out, Points(POINTS, [0], [2]), replace(settings, batch_size=2))
-
-
-POINTS = ("balanced", "full")
+        measure_curve(work, out, Points(["full"], [0], [2]), replace(settings, batch_size=2))
