@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -86,10 +86,25 @@ def load_stand_in(run: Run) -> LayoutGenerator:
     from d3s2.models.stable_diffusion import load_stable_diffusion  # imports diffusers' pipelines
     from d3s2.models.stand_ins import write_diffusion
 
-    with TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # bars of progress
+    with TemporaryDirectory() as folder, _no_bars():
         model, controlnet = write_diffusion(Path(folder))
         options = DiffusionOptions(model, controlnet, precision="float32", checkpointing=False)
         return load_stable_diffusion(options, run.train.class_names, run.train.palette)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' bars of progress: they would stand in a notebook's output for good."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def weights_stage(run_dir: str, choice: ModelChoice, dataset: SegmentationDataset) -> Stage:

@@ -31,13 +31,16 @@ def drawn(figure: Figure) -> np.ndarray:
 def test_every_pixel_of_a_small_image_is_a_square_of_two_or_more(count: int) -> None:
     masks = list(MASKS[:count])
     rows = {"masks": plots.colorize(np.stack(masks), PALETTE)}
-    pairs = drawn(
-        plots.show_pairs(FLAT[:count], masks, PALETTE, [*"abcdefghi"][:count], 8, CLASSES)
-    )
-    for picture in (pairs, drawn(plots.image_rows(rows, [*"abcdefghi"][:count]))):
+    photographs = list(RNG.integers(0, 8, (count, 64, 64, 3)).astype(np.uint8) * 32)
+    titles = [*"abcdef"][:count]
+    pairs = drawn(plots.show_pairs(photographs, masks, PALETTE, titles, 8, CLASSES))
+    for picture in (pairs, drawn(plots.image_rows(rows, titles))):
         places = [find_zoomed(picture, plots.colorize(mask, PALETTE)) for mask in masks]
         assert all(place is not None and place[0] >= 2 for place in places)
         assert len(set(places)) == count
+    zoom, row, column = find_zoomed(pairs, plots.colorize(masks[-1], PALETTE))
+    above = pairs[row - 2 - 64 * zoom : row - 2 : zoom, column : column + 64 * zoom : zoom]
+    assert np.abs(above.astype(int) - photographs[-1]).mean() < 32  # its own, in fewer colours
 
 
 def test_pairs_wrap_where_the_web_view_has_no_room() -> None:
@@ -79,11 +82,12 @@ def test_marks_are_the_brightest_of_the_picture_and_nothing_else_has_colour() ->
 
 
 def test_a_change_is_brighter_where_it_is_larger() -> None:
-    before = np.full((1, 1, 5, 3), 100, np.uint8)
+    before = np.full((1, 1, 6, 3), 100, np.uint8)
     after = before.copy()
-    after[0, 0, :, 0] = [100, 130, 70, 220, 255]
+    after[0, 0, :, 0] = [100, 130, 70, 220, 255, 110]
+    after[0, 0, 5] = 110  # a third of 30, in all three channels
     shades = plots.change_map(after, before, most=40).astype(int).sum(3)[0, 0]
-    assert shades[0] < shades[1] == shades[2] < shades[3] == shades[4]
+    assert shades[0] < shades[1] == shades[2] == shades[5] < shades[3] == shades[4]
     assert plots.change_map(before, before).max() < 5
 
 
