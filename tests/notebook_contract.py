@@ -36,7 +36,7 @@ UNSEEDED = re.compile(
     re.MULTILINE,
 )
 CLOSING = ("Summary", "Quiz", "Exercises", "Further reading")
-NOTATION = ("00", "01", "02", "A2")
+NOTATION = ("00", "01", "02", "03", "04", "A1", "A2")
 """Notebooks that use the one table of symbols and link to it."""
 
 Notebook = Any
