@@ -275,11 +275,14 @@ def test_kill_in_the_middle_then_resume_gives_the_same_bytes(
 
 
 def test_two_runs_in_one_folder(sequence: Sequence) -> None:
-    write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", SLOW))
+    waits = "import time\n    while not (folder / 'go').exists():\n        time.sleep(0.1)"
+    write_notebook(sequence.notebooks / "01_first.ipynb", stage_cell("statistics", waits))
     first = subprocess.Popen(sequence.command(), stdout=subprocess.PIPE, text=True)
     _wait_until((sequence.run_dir / "statistics").exists)
     second = sequence.cli()
     assert second.returncode == 2 and f"Another run (process {first.pid})" in second.stderr
+    assert first.poll() is None
+    (sequence.run_dir / "statistics" / "go").touch()
     first.communicate(timeout=240)
     assert first.returncode == 0
 
