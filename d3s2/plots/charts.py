@@ -103,9 +103,11 @@ def class_bars(values: Mapping[str, np.ndarray], names: Sequence[str], ylabel: s
     cell = style(axes[0, 0], ylabel=ylabel)
     cell.grid(axis="x", visible=False)
     width = 0.84 / len(values)
-    for number, ((name, heights), spare) in enumerate(zip(values.items(), ORDERED, strict=False)):
+    taken = {SERIES[name] for name in values if name in SERIES}
+    spare = itertools.cycle(color for color in ORDERED if color not in taken)
+    for number, (name, heights) in enumerate(values.items()):
         place = np.arange(len(order)) + (number - (len(values) - 1) / 2) * width
-        color = SERIES.get(name, spare)
+        color = SERIES.get(name) or next(spare)
         cell.bar(place, np.asarray(heights)[order], width, color=color, label=name)
     cell.set_xticks(range(len(order)), [names[c] for c in order], rotation=90, fontsize=8)
     _legend_beside(figure)

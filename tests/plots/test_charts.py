@@ -158,3 +158,13 @@ def test_series_without_a_name_of_their_own_differ_in_lightness() -> None:
         np.array([color @ np.array([0.2126, 0.7152, 0.0722]) for color in map(np.array, colors)])
     )
     assert len(colors) == 3 and min(np.diff(light)) > 0.03
+
+
+def test_bars_of_one_class_differ_in_colour_whatever_their_names() -> None:
+    for names in (["real", "d3s2"], ["d3s2", "real"], ["a", "balanced", "b"], list("abcdefg")):
+        figure = plots.class_bars({name: np.ones(2) for name in names}, ["x", "y"])
+        bars = [container.patches[0].get_facecolor() for container in figure.axes[0].containers]
+        assert len(set(bars)) == len(bars) == len(names)
+    assert (
+        len(plots.class_bars({str(n): np.ones(1) for n in range(9)}, ["x"]).axes[0].containers) == 9
+    )
