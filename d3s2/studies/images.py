@@ -1,6 +1,6 @@
 """How good are the painted images? Numbers for every way of painting, and for the photographs.
 
-    python -m d3s2.studies.images --work runs/images --arms unguided 'unguided, eta 1' --images 200
+    python -m d3s2.studies.images --work runs/images --arms unguided d3s2 --images 200
 
 Paints the masks of the val split, which neither the generator nor the proxy has seen, and holds the
 images against the photographs of these masks:
@@ -39,13 +39,13 @@ from d3s2.data.splits import open_splits
 from d3s2.data.tensors import read_images
 from d3s2.guidance.losses import FeatureTargets
 from d3s2.guidance.painting import Painter, Recipe, synthesise
-from d3s2.guidance.sampler import Guidance
 from d3s2.models.fitting import Schedule
 from d3s2.models.load import JUDGE, digest_of, load_generator, load_proxy
 from d3s2.models.pretraining import train_proxy
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.runs import config
 from d3s2.statistics.features import ClassMoments, feature_statistics
+from d3s2.studies import ablation
 from d3s2.studies.likeness import (
     frechet_distance,
     pooled_features,
@@ -71,14 +71,11 @@ HEADER = (
 PHOTOGRAPHS = "photographs"
 OTHER_PHOTOGRAPHS = "photographs of train"
 """A second sample of the real: what a perfect painter's Fréchet distance would be."""
-_BOTH = {"segmentation": 0.1, "feature": 0.1}
 ARMS: dict[str, Recipe] = {
-    "unguided": Recipe(),
-    "unguided, eta 1": Recipe(guidance=Guidance(eta=1.0)),
-    "guided": Recipe(guidance=Guidance(_BOTH)),
-    "guided, eta 1": Recipe(guidance=Guidance(_BOTH, eta=1.0)),
-    "guided, every 3rd": Recipe(guidance=Guidance(_BOTH, every=3)),
+    name: ablation.ARMS[name].recipe
+    for name in ("unguided", "eta 1 unguided", "d3s2", "eta 1", "every 3rd")
 }
+"""Ways of painting, as the ablation has and trains them."""
 TEACHING = Schedule(iterations=2000, learning_rate=2e-3)
 TEACHING_CHANNELS = (24, 48, 72, 96)
 
@@ -141,7 +138,7 @@ def paint(desk: Desk, arm: str, masks: SegmentationDataset) -> tuple[Segmentatio
     painting that was broken off goes on.
     """
     name = digest([arm, masks.split, masks.ids])[:8]
-    folder = desk.work / f"{arm.replace(', ', '-').replace(' ', '-')}-{name}"
+    folder = desk.work / f"{arm.replace(' ', '-')}-{name}"
     if not (folder / "cost.json").is_file():
         began = time.perf_counter()
         synthesise(desk.painter, masks, range(len(masks)), folder, ARMS[arm])
@@ -199,7 +196,9 @@ def _command(options: argparse.Namespace) -> None:
     machine.set_threads(options.threads)
     desk = set_up(options.work, options.generator, options.images)
     facts = {
-        "command": f"python -m d3s2.studies.images --images {options.images}",
+        "command": (
+            f"python -m d3s2.studies.images --images {options.images} --teach {options.teach}"
+        ),
         "generator": digest_of({"generator": options.generator}),
         "masks": f"the first {options.images} of val",
         "taught": options.teach,

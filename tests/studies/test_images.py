@@ -43,17 +43,17 @@ def desk(tmp_path, monkeypatch) -> Desk:
 
 
 def test_paintings_come_in_the_order_of_their_masks_and_are_made_once(desk):
-    painted, seconds = paint(desk, "guided", desk.real)
+    painted, seconds = paint(desk, "d3s2", desk.real)
     assert painted.ids == desk.real.ids == ("4", "0", "2", "3") and seconds > 0
     for index in range(4):
         assert (painted.read_labels(index) == desk.real.read_labels(index)).all()
     files = sorted(painted.root.glob("train/images/*.png"))
     before = [file.stat().st_mtime_ns for file in files]
-    assert paint(desk, "guided", desk.real)[1] == seconds
+    assert paint(desk, "d3s2", desk.real)[1] == seconds
     assert [file.stat().st_mtime_ns for file in files] == before
-    other, _ = paint(desk, "guided, eta 1", desk.real)
+    other, _ = paint(desk, "eta 1", desk.real)
     assert (other.read_image(0) != painted.read_image(0)).any()
-    assert paint(desk, "guided", desk.train)[0].root != painted.root
+    assert paint(desk, "d3s2", desk.train)[0].root != painted.root
 
 
 def test_a_row_of_photographs_has_no_distance_and_one_of_paintings_has(desk):
@@ -62,11 +62,11 @@ def test_a_row_of_photographs_has_no_distance_and_one_of_paintings_has(desk):
     assert photographs["images"] == 4 and photographs["told_apart"] == ""
     others = dict(zip(HEADER, measure(desk, images.OTHER_PHOTOGRAPHS), strict=True))
     assert others["frechet_proxy"] > 0 and others["images"] == 4
-    row = dict(zip(HEADER, measure(desk, "guided"), strict=True))
+    row = dict(zip(HEADER, measure(desk, "d3s2"), strict=True))
     assert row["frechet_proxy"] > others["frechet_proxy"] and row["frechet_judge"] > 0
     assert row["frechet_proxy"] != row["frechet_judge"]
     assert 0 <= row["told_apart"] <= 1 and row["seconds_an_image"] > 0 and row["taught"] == ""
-    painted, _ = paint(desk, "guided", desk.real)
+    painted, _ = paint(desk, "d3s2", desk.real)
     for name, network in (("proxy", desk.painter.proxy), ("judge", desk.judge)):
         found = images.recognition(network, painted)
         assert (row[f"{name}_pixels"], row[f"{name}_recall"]) == pytest.approx(found, abs=1e-4)
