@@ -10,9 +10,10 @@ Of a mask with several images the k-th, from 0, is the one that a set of one ima
 with the seed + `COPY_SEEDS` k. They are made in turn, the first image of every mask, then the
 second; their ids are the mask's, a hyphen and k.
 
-Who paints is a `Painter`: the networks, and what tells one method from another, its losses, its
-start noise, the images it begins at, and its judge. All are handed in, so that another method
-brings functions of its own and no copy of a loop.
+Who paints is a `Painter`: the networks, and what tells one method from another, its condition, its
+losses, its start noise, the images it begins at, its own move besides a step, its judge, and what
+becomes of a finished image. All are handed in, so that another method brings functions of its own
+and no copy of a loop.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ from d3s2.guidance.sampler import (
     Guidance,
     Losses,
     NoiseStream,
+    Nudge,
     Start,
     finish,
     first_step,
@@ -94,6 +96,32 @@ Beginnings = Callable[[SegmentationDataset, Sequence[int], str], Tensor]
 begins at, float[B, 3, H, W] in [-1, 1]; see `data.tensors.read_images`, the masks' own photographs.
 """
 
+Condition = Callable[[Tensor, int], tuple[Tensor | None, Tensor | None]]
+"""(labels int64[B, H, W], number of classes) to what the generator is told, (layout, class sets);
+None drops one. See `layout_and_classes`.
+"""
+NudgeMaker = Callable[[Tensor, int], Nudge]
+"""(the images that a run begins at as the generator works on them, float[B, D, h, w], the run's
+steps) to the move besides each step; see `sampler.Nudge`.
+"""
+
+
+class Refined(NamedTuple):
+    """What a method makes of finished images."""
+
+    pixels: np.ndarray  # uint8[B, H, W, 3]
+    tries: list[int]  # which try each of them is, from 0
+    labels: Tensor  # int64[B, H, W], those to write
+    notes: list[dict[str, float]]  # numbers for each record, by names of the method's own
+
+
+Draw = Callable[[int, Sequence[int]], np.ndarray]
+"""(a try, from 0, places in the batch) to uint8[n, H, W, 3], the images made of them."""
+Refine = Callable[[ProxySegmenter, Tensor, Draw], Refined]
+"""(proxy, labels int64[B, H, W], draw) to the images and labels to write. It stands in the place of
+the recipe's tries, and of its filter.
+"""
+
 COPY_SEEDS = 1000
 """How far apart the seeds of a mask's images lie; runs with seeds below it share no noise."""
 
@@ -115,6 +143,11 @@ def seeded_noise(
     return NoiseStream(seeds, shape)
 
 
+def layout_and_classes(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """What D3S2 tells the generator: the mask, and the set of its classes."""
+    return labels, class_sets(labels, num_classes)
+
+
 @dataclass(frozen=True)
 class Painter:
     """The networks that make images, and the parts in which methods differ.
@@ -131,6 +164,11 @@ class Painter:
         noise: where images start (see `StartNoise`).
         beginnings: the images that they begin at, noised, where the recipe's strength is below 1
             (see `Beginnings`).
+        condition: what the generator is told of a mask (see `Condition`).
+        nudge: a move besides each step, of runs that begin at an image (see `NudgeMaker`); None =
+            none.
+        refine: what becomes of finished images (see `Refine`); None = the recipe's best try and
+            filter.
     """
 
     generator: LayoutGenerator
@@ -140,6 +178,9 @@ class Painter:
     judge: Judge = judge
     noise: StartNoise = seeded_noise
     beginnings: Beginnings = read_images
+    condition: Condition = layout_and_classes
+    nudge: NudgeMaker | None = None
+    refine: Refine | None = None
 
     @property
     def device(self) -> str:
@@ -249,13 +290,26 @@ def generate(
     def fresh() -> Tensor:
         return padded(noise().to(labels.device))
 
-    layout = padded(labels)
-    classes = class_sets(layout, generator.num_classes)
-    losses = painter.losses(painter.proxy, layout, painter.targets, recipe.losses, memory)
+    masks = padded(labels)
+    told = painter.condition(masks, generator.num_classes)
+    losses = painter.losses(painter.proxy, masks, painter.targets, recipe.losses, memory)
     start = _start(generator, recipe, begin, padded)
+    nudge = _nudge(painter, recipe, start)
     how = (recipe.steps, recipe.guidance, losses)
-    steps = sample(generator, fresh(), layout, classes, *how, fresh=fresh, start=start)
+    steps = sample(generator, fresh(), *told, *how, fresh=fresh, start=start, nudge=nudge)
     return finish(steps).image[: len(ids)]
+
+
+def _nudge(painter: Painter, recipe: Recipe, start: Start | None) -> Nudge | None:
+    """The move besides each step, if there is one. Raises D3S2Error where it has no image."""
+    if painter.nudge is None:
+        return None
+    if start is None:
+        raise D3S2Error(
+            f"{recipe.method} moves towards the images that its runs begin at, but strength is "
+            f"{recipe.strength}, pure noise: give a strength below 1."
+        )
+    return painter.nudge(start.clean, recipe.steps)
 
 
 def _start(
@@ -460,21 +514,67 @@ def _paint_at_once(places: Sequence[int], job: _Job) -> list[_Painted]:
     begin = None
     if recipe.strength < 1:
         begin = painter.beginnings(job.dataset, masks, painter.device)
-    tries = [
-        _rounded(generate(painter, labels, ids, recipe, candidate, job.memory, begin), ids)
-        for candidate in range(recipe.candidates)
-    ]
-    # Judged as they will be read: rounded to bytes.
-    verdicts = [
-        painter.judge(painter.proxy, painter.targets, to_float(pixels, painter.device), labels)
-        for pixels in tries
-    ]
+
+    def draw(candidate: int, rows: Sequence[int]) -> np.ndarray:
+        names = [ids[row] for row in rows]
+        at = None if begin is None else begin[rows]
+        made = generate(painter, labels[rows], names, recipe, candidate, job.memory, at)
+        return _rounded(made, names)
+
+    def judged(pixels: np.ndarray) -> Mapping[str, Sequence[float]]:
+        images = to_float(pixels, painter.device)  # as they will be read: rounded to bytes
+        return painter.judge(painter.proxy, painter.targets, images, labels)
+
+    if painter.refine is not None:
+        refined = painter.refine(painter.proxy, labels, draw)
+        sight = _look(job, refined.pixels, labels, refined.labels)
+        return _all_painted(job, places, refined, judged(refined.pixels), sight)
+    everybody = range(len(ids))
+    tries = [draw(candidate, everybody) for candidate in range(recipe.candidates)]
+    verdicts = [judged(pixels) for pixels in tries]
     chosen = best(verdicts, recipe.score) if recipe.candidates > 1 else [0] * len(ids)
     pixels = np.stack([tries[candidate][k] for k, candidate in enumerate(chosen)])
+    notes = [_choice(recipe, verdicts, k, candidate) for k, candidate in enumerate(chosen)]
     sight = _look(job, pixels, labels)
-    written = sight.labels.cpu().numpy().astype(np.uint8)
+    refined = Refined(pixels, chosen, sight.labels, notes)
+    verdict = _of_chosen(verdicts, chosen)
+    return _all_painted(job, places, refined, verdict, sight)
+
+
+def _of_chosen(
+    verdicts: Sequence[Mapping[str, Sequence[float]]], chosen: Sequence[int]
+) -> dict[str, list[float]]:
+    """What was said of each image's chosen try."""
+    return {
+        name: [verdicts[candidate][name][k] for k, candidate in enumerate(chosen)]
+        for name in verdicts[0]
+    }
+
+
+def _choice(
+    recipe: Recipe, verdicts: Sequence[Mapping[str, Sequence[float]]], k: int, candidate: int
+) -> dict[str, Any]:
+    """What the record of the k-th image of a batch says of several tries; null stands for a score
+    that is not finite.
+    """
+    if recipe.candidates == 1:
+        return {}
+    scores = [verdict[recipe.score][k] for verdict in verdicts]
+    known = [score if math.isfinite(score) else None for score in scores]
+    return {"candidate": candidate, "scores": known}
+
+
+def _all_painted(
+    job: _Job,
+    places: Sequence[int],
+    refined: Refined,
+    verdict: Mapping[str, Sequence[float]],
+    sight: _Sight,
+) -> list[_Painted]:
+    """The images of a batch, as they will be written."""
+    written = refined.labels.cpu().numpy().astype(np.uint8)
     return [
-        _Painted(pixels[k], written[k], _record(job, place, k, chosen[k], verdicts, sight))
+        _Painted(refined.pixels[k], written[k], _record(job, place, k, refined, verdict, sight))
         for k, place in enumerate(places)
     ]
 
@@ -493,15 +593,20 @@ def _rounded(images: Tensor, ids: Sequence[str]) -> np.ndarray:
 
 
 @torch.no_grad()
-def _look(job: _Job, pixels: np.ndarray, labels: Tensor) -> _Sight:
-    """How the proxy sees images uint8[B, H, W, 3] of these labels int64[B, H, W]."""
+def _look(
+    job: _Job, pixels: np.ndarray, labels: Tensor, written: Tensor | None = None
+) -> _Sight:
+    """How the proxy sees images uint8[B, H, W, 3] of these labels int64[B, H, W]; written: the
+    labels to write, None = theirs, those doubtful left out where the recipe says so.
+    """
     proxy = job.painter.proxy
     logits = proxy(pad_batch(to_float(pixels, job.painter.device))).logits[: len(labels)]
     recognised, present = class_agreement(logits, labels)
-    written = labels
-    if job.limits is not None:
-        losses = pixel_losses(logits, labels)
-        written = ignore_doubtful(losses, labels, job.limits, job.recipe.ignore_margin)
+    if written is None:
+        written = labels
+        if job.limits is not None:
+            losses = pixel_losses(logits, labels)
+            written = ignore_doubtful(losses, labels, job.limits, job.recipe.ignore_margin)
     ignored = (written == IGNORE).flatten(1).sum(1) - (labels == IGNORE).flatten(1).sum(1)
     return _Sight(recognised, present, written, ignored)
 
@@ -510,12 +615,12 @@ def _record(
     job: _Job,
     place: int,
     k: int,
-    candidate: int,
-    verdicts: Sequence[Mapping[str, Sequence[float]]],
+    refined: Refined,
+    verdict: Mapping[str, Sequence[float]],
     sight: _Sight,
 ) -> dict[str, Any]:
     """How the image at this place of the set was made, the k-th of its batch, and what is seen in
-    it; null stands for a try's score that is not finite. Raises D3S2Error for other numbers so.
+    it. Raises D3S2Error for numbers of the verdict that are not finite.
     """
     copy = job.copy(place)
     recipe = job.recipe.of_copy(copy)
@@ -523,7 +628,7 @@ def _record(
     record = {
         "id": image_id(name, copy, recipe),
         "rank": job.rank(place),
-        "noise_seed": image_seed(recipe.seed, name, candidate),
+        "noise_seed": image_seed(recipe.seed, name, refined.tries[k]),
         "method": recipe.method,
         "class_pixels": {
             str(number): [int(sight.recognised[k, number]), int(sight.present[k, number])]
@@ -535,11 +640,8 @@ def _record(
         record |= {"mask": name, "copy": copy}
     if recipe.strength < 1:
         record["strength"] = recipe.strength
-    if recipe.candidates > 1:
-        record["candidate"] = candidate
-        scores = [verdict[recipe.score][k] for verdict in verdicts]
-        record["scores"] = [score if math.isfinite(score) else None for score in scores]
-    said = {what: values[k] for what, values in verdicts[candidate].items()}
+    record |= refined.notes[k]
+    said = {what: values[k] for what, values in verdict.items()}
     for what, value in said.items():
         if not math.isfinite(value):
             raise D3S2Error(

@@ -57,6 +57,11 @@ Losses = Callable[[Tensor], Mapping[str, Tensor]]
 image, differentiable. One function for all, so that they can share one pass through the proxy.
 """
 
+Nudge = Callable[[Tensor, Tensor, Timestep], Tensor]
+"""(x after a step, x before it, the step) to the x that the run goes on with, float[B, D, h, w]: a
+method's own move besides the step. It acts at every pass of the recurrence.
+"""
+
 Fresh = Callable[[], Tensor]
 """Noise of one run: float[B, D, h, w], another standard normal draw at each call."""
 
@@ -288,6 +293,7 @@ def sample(
     clip: bool = True,
     fresh: Fresh | None = None,
     start: Start | None = None,
+    nudge: Nudge | None = None,
 ) -> Iterator[Step]:
     """Sample from `noise` and yield every step; the last step's `image` is the result.
 
@@ -300,6 +306,7 @@ def sample(
         fresh: noise for eta > 0 and recurrence > 1, shaped as `noise`, at each call: a
             `NoiseStream` that `noise` came from.
         start: an image to begin at and the step to begin with; None = pure noise and the first.
+        nudge: see `Nudge`; None = the step alone.
     Raises:
         D3S2Error: for steps that do not divide the schedule, a start at none of them, a scale for a
             loss that there is not, a loss that is not finite (naming loss, step and image),
@@ -322,7 +329,10 @@ def sample(
                 held = found.gradients
             gradient = _combine(held, found.eps, at.a_t, guidance) if guided else None
             eps = found.eps if gradient is None else found.eps + gradient
+            before = x
             x = _step(x, eps, at, guidance.eta, clip, fresh, None if at.a_t else found.clean)
+            if nudge is not None:
+                x = nudge(x, before, at)
             yield Step(
                 index=at.index,
                 t=at.t,

@@ -135,3 +135,39 @@ def test_a_prediction_is_in_bounds_and_consistent_with_its_noise():
     torch.testing.assert_close(back, NOISE)
     beyond = predict(Denoiser(LayoutGenerator(Towards(5.0), SCHEDULE), LAYOUT), NOISE, at)
     assert beyond.clean.abs().max() == 1
+
+
+# -------------------------------------------------------------------- what the free prediction keeps
+class Listening:
+    """A network that hears both conditions, each image its own; -1 says that one was dropped."""
+
+    def __call__(self, x, t, layout, classes):
+        heard = x.clone()
+        if layout is not None:
+            heard = heard + torch.where(layout == -1, 0, 1 + layout)[:, None]
+        if classes is not None:
+            heard = heard + torch.where(classes == -1, 0, 10 + classes).sum(1)[:, None, None, None]
+        return heard
+
+
+class Keeping(LayoutGenerator):
+    """Its free prediction drops the class set alone, or both conditions."""
+
+    keeps_layout = False
+
+    def unconditioned(self, layout):
+        return layout if self.keeps_layout else None, None
+
+
+@pytest.mark.parametrize("one_batch", [False, True])
+@pytest.mark.parametrize("keeps_layout", [False, True])
+@pytest.mark.parametrize("told", [(True, True), (True, False), (False, True)])
+def test_one_batch_of_both_predictions_says_what_two_say(one_batch, keeps_layout, told):
+    layout = LAYOUT if told[0] else None
+    classes = torch.tensor([[1.0, 0.0], [0.0, 3.0]]) if told[1] else None
+    generator = Keeping(Listening(), SCHEDULE)
+    generator.one_batch, generator.keeps_layout = one_batch, keeps_layout
+    conditioned = generator.unet(NOISE, 500, layout, classes)
+    free = generator.unet(NOISE, 500, layout if keeps_layout else None, None)
+    asked = Denoiser(generator, layout, classes, cfg_scale=3.0).v(NOISE, 500)
+    torch.testing.assert_close(asked, free + 3 * (conditioned - free))
