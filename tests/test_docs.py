@@ -38,7 +38,8 @@ from d3s2.runs.parameters import FIELDS, parse
 from d3s2.runs.profiles import PROFILES
 from d3s2.runs.stages import Stage
 from d3s2.statistics.features import feature_statistics
-from d3s2.studies import ablation, bill, curve, intervals
+from d3s2.methods import intervals
+from d3s2.studies import ablation, bill, curve
 from d3s2.training.job import CONFIG, PREDICTIONS, open_split
 from d3s2.training.worker import train
 

@@ -10,6 +10,8 @@ import platform
 import re
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 from d3s2.core import places
 from d3s2.core.errors import D3S2Error
@@ -123,6 +125,14 @@ def peak_memory() -> int:
     """Largest resident memory this process has had so far, in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
+
+
+def forget_peak_memory() -> None:
+    """Let `peak_memory` begin anew with what is in memory now; Linux alone can, elsewhere it
+    stays.
+    """
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def facts(device: str = "auto") -> dict[str, object]:

@@ -12,7 +12,8 @@ place in the file. Rows named `ignore` or `void` become IGNORE, as does id 255.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from d3s2.core.errors import D3S2Error
-from d3s2.core.files import write_csv, write_png
+from d3s2.core.files import write_csv, write_png, write_text
 from d3s2.data.dataset import IGNORE, BadFile, ClassInfo, MaskCode, SegmentationDataset
 from d3s2.data.pairing import Tell, checked_size, existing_folder, pair_up, refuse
 
@@ -107,6 +108,16 @@ def read_classes(path: Path, tell: Tell = refuse) -> tuple[tuple[ClassInfo, ...]
     if not classes:
         raise D3S2Error(f"{path} lists no class: add a line for each, as in '0,sky,70,130,180'.")
     return tuple(classes), MaskCode(tuple(to_train), colors, path.name)
+
+
+def write_image_folder(split: Path, ids: Iterable[str]) -> None:
+    """Write what makes a split an image folder of Hugging Face's `datasets` with a column `image`
+    and a column `mask`. Without it both folders of files become images, named by their folder.
+    """
+    rows = [
+        {"file_name": f"images/{name}.png", "mask_file_name": f"labels/{name}.png"} for name in ids
+    ]
+    write_text(split / "metadata.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def write_classes(path: Path, classes: Sequence[ClassInfo]) -> None:

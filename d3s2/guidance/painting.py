@@ -19,7 +19,6 @@ and no copy of a loop.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -34,11 +33,11 @@ from torch import Tensor
 
 from d3s2.core import parallel
 from d3s2.core.errors import D3S2Error
-from d3s2.core.files import read_json, write_json, write_png, write_text
+from d3s2.core.files import read_json, write_json, write_png
 from d3s2.core.halving import in_halves
 from d3s2.core.long_work import Steps
 from d3s2.data.dataset import IGNORE, SegmentationDataset
-from d3s2.data.folder import open_folder, write_classes
+from d3s2.data.folder import open_folder, write_classes, write_image_folder
 from d3s2.data.tensors import (
     class_sets,
     pad_batch,
@@ -390,7 +389,7 @@ def synthesise(
                 if progress is not None:
                     progress(done, job.size)
     made = open_folder(folder, "train")
-    write_text(folder / "train" / "metadata.jsonl", _image_folder(made.ids))
+    write_image_folder(folder / "train", made.ids)
     write_json(folder / "card.json", _card(job, folder))
     return made
 
@@ -703,16 +702,6 @@ class _MadeSoFar:
     def _read(self, part: str, ids: Sequence[str]) -> np.ndarray:
         paths = [self.folder / "train" / part / f"{name}.png" for name in ids]
         return np.stack([np.array(Image.open(path)) for path in paths])
-
-
-def _image_folder(ids: Iterable[str]) -> str:
-    """What makes `train/` an image folder of Hugging Face's `datasets` with a column `image` and a
-    column `mask`. Without it both folders of files become images, named by their folder.
-    """
-    rows = [
-        {"file_name": f"images/{name}.png", "mask_file_name": f"labels/{name}.png"} for name in ids
-    ]
-    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 def _card(job: _Job, folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,15 @@ from d3s2.models.proxy import ProxySegmenter
 
 SCORES = {"segmentation_loss": -1, "feature_loss": -1, "proxy_agreement": 1}
 """What images can be picked by, and whether more of it is better (1) or worse (-1)."""
+
+
+class Recognition(NamedTuple):
+    """Shares of valid pixels that a segmenter labels as the mask does: over all pixels, and the
+    mean over the classes.
+    """
+
+    pixels: float
+    class_mean: float
 
 
 @torch.no_grad()
@@ -74,6 +84,25 @@ def class_agreement(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     missed = logits.argmax(1) != labels
     recognised = class_pixels(labels.masked_fill(missed, IGNORE), num_classes)
     return recognised, class_pixels(labels, num_classes)
+
+
+@torch.no_grad()
+def recognition(
+    network: ProxySegmenter, dataset: SegmentationDataset, batch: int = 50
+) -> Recognition:
+    """How much of a set's pixels a segmenter, on the CPU, labels as their masks do; classes that do
+    not occur do not count.
+    """
+    recognised = torch.zeros(dataset.num_classes, dtype=torch.int64)
+    present = torch.zeros_like(recognised)
+    for start in range(0, len(dataset), batch):
+        indices = range(start, min(start + batch, len(dataset)))
+        logits = network(read_images(dataset, indices)).logits
+        right, there = class_agreement(logits, read_masks(dataset, indices))
+        recognised += right.sum(0)
+        present += there.sum(0)
+    recall = (recognised / present)[present > 0]
+    return Recognition(float(recognised.sum() / present.sum()), float(recall.mean()))
 
 
 @torch.no_grad()

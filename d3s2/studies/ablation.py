@@ -57,7 +57,7 @@ from d3s2.selection import (
 )
 from d3s2.statistics.features import ClassMoments, feature_statistics
 from d3s2.statistics.pixels import count_pixels
-from d3s2.studies.intervals import Measurement, read_measurement, table
+from d3s2.methods.intervals import Measurement, read_measurement, table
 from d3s2.training.job import TrainingJob
 from d3s2.training.side_by_side import train_all
 

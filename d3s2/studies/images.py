@@ -39,6 +39,7 @@ from d3s2.data.splits import open_splits
 from d3s2.data.tensors import read_images
 from d3s2.guidance.losses import FeatureTargets
 from d3s2.guidance.painting import Painter, Recipe, synthesise
+from d3s2.guidance.quality import recognition
 from d3s2.models.fitting import Schedule
 from d3s2.models.load import JUDGE, digest_of, load_generator, load_proxy
 from d3s2.models.pretraining import train_proxy
@@ -49,7 +50,6 @@ from d3s2.studies import ablation
 from d3s2.studies.likeness import (
     frechet_distance,
     pooled_features,
-    recognition,
     told_apart,
 )
 from d3s2.training.evaluation import confusion, mean_iou

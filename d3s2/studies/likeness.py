@@ -7,7 +7,6 @@ which also measures that.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from torch.nn import functional as F
 
 from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import SegmentationDataset
-from d3s2.data.tensors import read_images, read_masks
-from d3s2.guidance.quality import class_agreement
+from d3s2.data.tensors import read_images
 from d3s2.models.proxy import ProxySegmenter
 
 BATCH = 50
@@ -25,15 +23,6 @@ TELLING_STEPS = 300
 """Iterations of the classifier that tells painted from real; its training accuracy is then near
 1 where there is anything to see.
 """
-
-
-class Recognition(NamedTuple):
-    """Shares of valid pixels that a segmenter labels as the mask does: over all pixels, and the
-    mean over the classes.
-    """
-
-    pixels: float
-    class_mean: float
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -67,22 +56,6 @@ def pooled_features(network: ProxySegmenter, dataset: SegmentationDataset) -> np
         features = network(read_images(dataset, indices)).features[: len(network.encoder)]
         found.append(torch.cat([feature.mean((2, 3)) for feature in features], 1))
     return torch.cat(found).double().numpy()
-
-
-@torch.no_grad()
-def recognition(network: ProxySegmenter, dataset: SegmentationDataset) -> Recognition:
-    """How much of a set's pixels a segmenter labels as their masks do; classes that do not occur do
-    not count.
-    """
-    recognised = torch.zeros(dataset.num_classes, dtype=torch.int64)
-    present = torch.zeros_like(recognised)
-    for indices in _batches(len(dataset)):
-        logits = network(read_images(dataset, indices)).logits
-        right, there = class_agreement(logits, read_masks(dataset, indices))
-        recognised += right.sum(0)
-        present += there.sum(0)
-    recall = (recognised / present)[present > 0]
-    return Recognition(float(recognised.sum() / present.sum()), float(recall.mean()))
 
 
 def told_apart(

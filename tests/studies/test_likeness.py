@@ -17,7 +17,8 @@ from training_jobs import write_data
 from d3s2.core.errors import D3S2Error
 from d3s2.data.folder import open_folder
 from d3s2.data.tensors import read_images
-from d3s2.studies.likeness import frechet_distance, pooled_features, recognition, told_apart
+from d3s2.guidance.quality import recognition
+from d3s2.studies.likeness import frechet_distance, pooled_features, told_apart
 
 
 def sample(seed: int, count: int, width: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import write_csv, write_json
-from d3s2.studies.intervals import (
+from d3s2.methods.intervals import (
     Measurement,
     caption,
     holm,

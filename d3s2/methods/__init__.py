@@ -1,0 +1,1 @@
+"""Chapter 05: one table of methods, and their comparison."""

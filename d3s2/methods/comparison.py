@@ -1,0 +1,260 @@
+"""Many distillations and trainings, and the table that compares them.
+
+Every (method, budget, seed) is a distillation of its own and a training on it, with one trainer,
+the same starting weights and order of batches for all methods of a seed: ids are handed over
+sorted. Of one seed, arms that draw share their draw and those that paint share the noise of each
+mask. What is finished is only read, so that a call that was interrupted goes on, and a later one
+adds rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from d3s2.core.errors import D3S2Error
+from d3s2.core.files import read_json, write_csv, write_json
+from d3s2.core.long_work import Steps
+from d3s2.data.folder import open_folder
+from d3s2.guidance.quality import recognition
+from d3s2.methods.distil import distil, read_bill, with_set
+from d3s2.methods.protocol import Method
+from d3s2.methods.world import Shared, World
+from d3s2.models.proxy import ProxySegmenter
+from d3s2.training.job import TrainingJob, TrainingResult
+from d3s2.training.side_by_side import train_all
+
+HEADER = (
+    "method",
+    "budget",
+    "seed",
+    "distillation",
+    "images",
+    "miou",
+    "head",
+    "body",
+    "tail",
+    "judge",
+    "seconds_an_image",
+    "evaluations_an_image",
+    "peak_mb",
+    "png_kb",
+    "split",
+)
+"""A row of a measurement; see `Row`."""
+Place = tuple[str, int, int]
+"""(method, budget, seed): one row."""
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Which trainings are made: of each budget, a number of masks, each method with each seed.
+
+    distillations: sets of each method that its seeds share, 0 = every seed has one of its own.
+    """
+
+    methods: Sequence[Method]
+    budgets: Sequence[int]
+    seeds: Sequence[int]
+    distillations: int = 0
+
+    def number(self, seed: int) -> int:
+        """Which set (draw, noise) a seed is trained on."""
+        return seed % self.distillations if self.distillations else seed
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.methods) * len(self.budgets) * len(self.seeds)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What all methods are compared under.
+
+    template: a training on any set, to which data, name and seed are given; known: all methods by
+    name, for those that build on another's set; judge: a segmenter that guides nobody, or None;
+    parallel: trainings side by side, 0 = one a core.
+    """
+
+    shared: Shared
+    template: TrainingJob
+    known: Mapping[str, Method]
+    judge: ProxySegmenter | None = None
+    parallel: int = 0
+
+    def world(self, method: Method, budget: int, number: int) -> World:
+        """The world of a distillation, with the sets that the method builds on distilled first.
+
+        Raises D3S2Error for a method after one that there is not, or after itself.
+        """
+        names = []
+        world = World(self.shared, budget, number)
+        while method.after:
+            if method.after not in self.known or method.after in names:
+                raise D3S2Error(
+                    f"{method.name} builds on {method.after!r}: choose another one of "
+                    f"{', '.join(self.known)}."
+                )
+            names.append(method.after)
+            method = self.known[method.after]
+        for name in reversed(names):
+            world = with_set(world, name, distil(self.known[name], world))
+        return world
+
+    def folder(self, method: Method, budget: int, number: int) -> Path:
+        """The folder of a method's set, made on first use."""
+        return distil(method, self.world(method, budget, number))
+
+    def job(self, method: Method, budget: int, seed: int, folder: Path) -> TrainingJob:
+        """The training on a set with one seed."""
+        place = f"{folder.name}-trained-{seed}"
+        return replace(
+            self.template,
+            name=f"{method.name} {seed}",
+            train_root=str(folder.resolve()),
+            train_format="folder",
+            train_split="train",
+            train_ids=tuple(sorted(open_folder(folder, "train").ids)),
+            work_dir=str(self.shared.work / "training" / self.template.val_split / place),
+            seed=seed,
+        )
+
+
+def measure(
+    contest: Contest, out: Path, plan: Trainings, command: str = ""
+) -> dict[Place, list[object]]:
+    """Distil and train what is missing, and write `out`: one line a training (see `HEADER`), and
+    beside it, as JSON, how it was measured. Written after each seed of each budget, so that what is
+    interrupted leaves complete pairs. command: what makes the file, for its readers.
+
+    Raises D3S2Error for an `out` that was measured in another way.
+    """
+    facts = {
+        "iterations": contest.template.iterations,
+        "batch_size": contest.template.batch_size,
+        "judged_images": len(contest.template.val_ids or ()),
+        "distillations": plan.distillations or "one a seed",
+        "split": contest.template.val_split,
+    }
+    rows = earlier(out, facts)
+    with Steps("trainings", plan.count) as steps:
+        for seed in plan.seeds:
+            for budget in plan.budgets:
+                rows |= _measure_seed(contest, plan, budget, seed)
+                _write(out, rows, facts, command)
+                steps.add(len(plan.methods))
+    return rows
+
+
+def _measure_seed(
+    contest: Contest, plan: Trainings, budget: int, seed: int
+) -> dict[Place, list[object]]:
+    """The rows of one seed: all its sets, then all its trainings side by side."""
+    number = plan.number(seed)
+    folders = {
+        method.name: contest.folder(method, budget, number) for method in plan.methods
+    }
+    jobs = [
+        contest.job(method, budget, seed, folders[method.name]) for method in plan.methods
+    ]
+    results = train_all(jobs, contest.parallel)
+    return {
+        (method.name, budget, seed): _row(
+            contest, method, (budget, seed, number), folders[method.name], result
+        )
+        for method, result in zip(plan.methods, results, strict=True)
+    }
+
+
+def _row(
+    contest: Contest,
+    method: Method,
+    place: tuple[int, int, int],
+    folder: Path,
+    result: TrainingResult,
+) -> list[object]:
+    budget, seed, number = place
+    bill = read_bill(folder)
+    own = "generator" in method.uses
+    return [
+        method.name,
+        budget,
+        seed,
+        number,
+        bill.images,
+        round(result.miou, 3),
+        *(round(value, 2) for value in class_thirds(contest.shared, result.per_class_iou)),
+        _judged(contest, folder),
+        bill.seconds_an_image,
+        bill.evaluations_an_image if own else 0,
+        bill.peak_mb,
+        bill.png_kb,
+        contest.template.val_split,
+    ]
+
+
+def class_thirds(shared: Shared, per_class: Sequence[float]) -> tuple[float, float, float]:
+    """Mean IoU of the most frequent third of the classes (head), of the middle (body) and of the
+    rarest (tail), by pixels of the training split; classes without an IoU do not count.
+    """
+    order = np.argsort(-shared.counts.pixel_counts(), kind="stable")
+    values = np.array(per_class, dtype=np.float64)[order]
+    means = [_mean(third) for third in np.array_split(values, 3)]
+    return means[0], means[1], means[2]
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _judged(contest: Contest, folder: Path) -> float | str:
+    """How much of the set the judge recognises, kept beside it; "" without one."""
+    if contest.judge is None:
+        return ""
+    kept = folder / "judged.json"
+    if not kept.is_file():
+        found = recognition(contest.judge, open_folder(folder, "train"))
+        write_json(kept, {"pixels": found.pixels, "class_mean": found.class_mean})
+    return round(read_json(kept)["class_mean"], 4)
+
+
+# -------------------------------------------------------------------------------------- the file
+def earlier(out: Path, facts: Mapping[str, object]) -> dict[Place, list[object]]:
+    """The rows of a measurement before, which this one adds to. Raises D3S2Error for one that was
+    made in another way.
+    """
+    if not out.is_file():
+        return {}
+    before = read_json(out.with_suffix(".json"))
+    other = [name for name, value in facts.items() if before.get(name) != value]
+    if other:
+        raise D3S2Error(
+            f"{out} was measured with {other[0]} {before.get(other[0])}, now it is "
+            f"{facts[other[0]]}: give another file with --out, or delete this one to begin anew."
+        )
+    with open(out, newline="", encoding="utf-8") as stream:
+        kept = list(csv.DictReader(stream))
+    return {
+        (row["method"], int(row["budget"]), int(row["seed"])): [row[name] for name in HEADER]
+        for row in kept
+    }
+
+
+def _write(
+    out: Path,
+    rows: Mapping[Place, Sequence[object]],
+    facts: Mapping[str, object],
+    command: str,
+) -> None:
+    places = dict.fromkeys(name for name, _, _ in rows)
+    order = {name: number for number, name in enumerate(places)}
+    sorted_places = sorted(rows, key=lambda place: (place[1], order[place[0]], place[2]))
+    write_csv(out, [HEADER, *(rows[place] for place in sorted_places)])
+    write_json(out.with_suffix(".json"), {"command": command, **facts})
