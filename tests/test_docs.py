@@ -30,6 +30,7 @@ from d3s2.data.tensors import read_masks
 from d3s2.guidance.losses import FeatureTargets
 from d3s2.guidance.painting import Painter, Recipe, generate
 from d3s2.guidance.sampler import Guidance, finish, initial_noise, sample
+from d3s2.methods import intervals
 from d3s2.models.custom import files_of, open_custom
 from d3s2.models.diffusion_parts import DiffusionOptions
 from d3s2.models.load import load_generator, load_proxy
@@ -38,7 +39,6 @@ from d3s2.runs.parameters import FIELDS, parse
 from d3s2.runs.profiles import PROFILES
 from d3s2.runs.stages import Stage
 from d3s2.statistics.features import feature_statistics
-from d3s2.methods import intervals
 from d3s2.studies import ablation, bill, curve
 from d3s2.training.job import CONFIG, PREDICTIONS, open_split
 from d3s2.training.worker import train

@@ -592,9 +592,7 @@ def _rounded(images: Tensor, ids: Sequence[str]) -> np.ndarray:
 
 
 @torch.no_grad()
-def _look(
-    job: _Job, pixels: np.ndarray, labels: Tensor, written: Tensor | None = None
-) -> _Sight:
+def _look(job: _Job, pixels: np.ndarray, labels: Tensor, written: Tensor | None = None) -> _Sight:
     """How the proxy sees images uint8[B, H, W, 3] of these labels int64[B, H, W]; written: the
     labels to write, None = theirs, those doubtful left out where the recipe says so.
     """

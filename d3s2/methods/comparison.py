@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,7 +132,8 @@ def measure(
 ) -> dict[Place, list[object]]:
     """Distil and train what is missing, and write `out`: one line a training (see `HEADER`), and
     beside it, as JSON, how it was measured. Written after each seed of each budget, so that what is
-    interrupted leaves complete pairs. command: what makes the file, for its readers.
+    interrupted leaves complete pairs. command: the beginning of the one that makes the file, for
+    its readers; the options are added.
 
     Raises D3S2Error for an `out` that was measured in another way.
     """
@@ -157,12 +159,8 @@ def _measure_seed(
 ) -> dict[Place, list[object]]:
     """The rows of one seed: all its sets, then all its trainings side by side."""
     number = plan.number(seed)
-    folders = {
-        method.name: contest.folder(method, budget, number) for method in plan.methods
-    }
-    jobs = [
-        contest.job(method, budget, seed, folders[method.name]) for method in plan.methods
-    ]
+    folders = {method.name: contest.folder(method, budget, number) for method in plan.methods}
+    jobs = [contest.job(method, budget, seed, folders[method.name]) for method in plan.methods]
     results = train_all(jobs, contest.parallel)
     return {
         (method.name, budget, seed): _row(
@@ -186,13 +184,13 @@ def _row(
         method.name,
         budget,
         seed,
-        number,
+        number if method.varies else "",
         bill.images,
         round(result.miou, 3),
         *(round(value, 2) for value in class_thirds(contest.shared, result.per_class_iou)),
         _judged(contest, folder),
-        bill.seconds_an_image,
-        bill.evaluations_an_image if own else 0,
+        bill.seconds_an_image if own else "",
+        bill.evaluations_an_image if own else "",
         bill.peak_mb,
         bill.png_kb,
         contest.template.val_split,
@@ -226,6 +224,14 @@ def _judged(contest: Contest, folder: Path) -> float | str:
 
 
 # -------------------------------------------------------------------------------------- the file
+def budgets_in(out: Path) -> list[int]:
+    """The budgets of a measurement, ascending. Raises D3S2Error where there is none."""
+    if not out.is_file():
+        raise D3S2Error(f"{out} is missing: measure it with `d3s2 compare`.")
+    with open(out, newline="", encoding="utf-8") as stream:
+        return sorted({int(row["budget"]) for row in csv.DictReader(stream)})
+
+
 def earlier(out: Path, facts: Mapping[str, object]) -> dict[Place, list[object]]:
     """The rows of a measurement before, which this one adds to. Raises D3S2Error for one that was
     made in another way.
@@ -257,4 +263,19 @@ def _write(
     order = {name: number for number, name in enumerate(places)}
     sorted_places = sorted(rows, key=lambda place: (place[1], order[place[0]], place[2]))
     write_csv(out, [HEADER, *(rows[place] for place in sorted_places)])
-    write_json(out.with_suffix(".json"), {"command": command, **facts})
+    whole = f"{command} {_options(rows, facts)}" if command else ""
+    write_json(out.with_suffix(".json"), {"command": whole, **facts})
+
+
+def _options(rows: Mapping[Place, Sequence[object]], facts: Mapping[str, object]) -> str:
+    """The options of a command that makes all these rows."""
+    names, budgets, seeds = (list(dict.fromkeys(each)) for each in zip(*rows, strict=True))
+    words = ["--methods", *names, "--budgets", ",".join(map(str, sorted(budgets)))]
+    words += ["--seeds", str(max(seeds) - min(seeds) + 1)]
+    if min(seeds):
+        words += ["--seeds-from", str(min(seeds))]
+    if facts["distillations"] != "one a seed":
+        words += ["--distillations", str(facts["distillations"])]
+    if facts["split"] != "val":
+        words += ["--split", str(facts["split"])]
+    return shlex.join(words)

@@ -64,9 +64,7 @@ class PullBack:
                 f"window is {self.window}: give steps left of 50, the larger first, down to 1."
             )
         if self.deviation not in DEVIATIONS:
-            raise D3S2Error(
-                f"deviation is {self.deviation!r}: choose {' or '.join(DEVIATIONS)}."
-            )
+            raise D3S2Error(f"deviation is {self.deviation!r}: choose {' or '.join(DEVIATIONS)}.")
 
     def __call__(self, clean: Tensor, steps: int) -> Nudge:
         """The move besides each step, towards `clean` float[B, D, h, w]."""

@@ -188,25 +188,34 @@ class Measurement:
         return {name.removesuffix(f" - {reference}"): one for name, one in found.items()}
 
 
-def read_measurement(path: Path, command: str) -> Measurement:
-    """A CSV of arm, seed, distillation, miou, seconds_an_image, with its facts in a JSON beside it.
+def read_measurement(path: Path, command: str, budget: int | None = None) -> Measurement:
+    """A CSV of method (or arm), seed, distillation, miou, seconds_an_image, with its facts in a
+    JSON beside it.
 
-    A file written before draws had numbers has none for real arms: each training counts then.
-    Raises D3S2Error, naming the command that measures, when it is missing.
+    budget: of a comparison of several, the rows of this one; None = all rows are of one. A file
+    written before draws had numbers has none for real arms: each training counts then. Raises
+    D3S2Error, naming the command that measures, when it is missing, and for a budget that it lacks.
     """
     if not path.is_file():
         raise D3S2Error(f"{path} is missing: measure it with `{command}`.")
+    with open(path, newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    if budget is not None:
+        budgets = {int(row["budget"]) for row in rows}
+        if budget not in budgets:
+            known = ", ".join(map(str, sorted(budgets)))
+            raise D3S2Error(f"{path} has no budget of {budget} masks: it has {known}.")
+        rows = [row for row in rows if int(row["budget"]) == budget]
     scores: dict[str, dict[int, float]] = {}
     sets: dict[str, dict[int, int]] = {}
     seconds: dict[str, list[float]] = {}
-    with open(path, newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            arm, seed = row["arm"], int(row["seed"])
-            scores.setdefault(arm, {})[seed] = float(row["miou"])
-            if row["distillation"]:
-                sets.setdefault(arm, {})[seed] = int(row["distillation"])
-            if row["seconds_an_image"]:
-                seconds.setdefault(arm, []).append(float(row["seconds_an_image"]))
+    for row in rows:
+        arm, seed = row.get("method") or row["arm"], int(row["seed"])
+        scores.setdefault(arm, {})[seed] = float(row["miou"])
+        if row["distillation"]:
+            sets.setdefault(arm, {})[seed] = int(row["distillation"])
+        if row["seconds_an_image"]:
+            seconds.setdefault(arm, []).append(float(row["seconds_an_image"]))
     means = {arm: float(np.mean(values)) for arm, values in seconds.items()}
     return Measurement(scores, sets, means, read_json(path.with_suffix(".json")))
 

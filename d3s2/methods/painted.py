@@ -66,6 +66,7 @@ class Painted:
         after: the method at whose images runs begin; "" = the photographs, at a strength below 1.
         condition, losses, nudge, refine: see `painting.Painter`.
         relabels: whether `refine` writes labels of its own.
+        varies: whether another seed makes another set; noise does.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Painted:
     nudge: NudgeMaker | None = None
     refine: Refine | None = None
     relabels: bool = False
+    varies: bool = True
 
     @property
     def uses(self) -> frozenset[str]:

@@ -19,13 +19,14 @@ TOGETHER = 64
 @dataclass(frozen=True)
 class Photographs(ByExamples):
     """The photographs that a rule chooses. rank: the rule; also: what it uses besides images and
-    masks, of `world.USES`.
+    masks, of `world.USES`; varies: whether another seed makes another set.
     """
 
     name: str
-    says: str
     rank: Rank
+    says: str = ""
     also: frozenset[str] = frozenset()
+    varies: bool = True
 
     @property
     def uses(self) -> frozenset[str]:  # type: ignore[override]

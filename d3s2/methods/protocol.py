@@ -33,13 +33,14 @@ class Example(NamedTuple):
 @runtime_checkable
 class Method(Protocol):
     """A way to a training set. uses: of `world.USES`; after: the name of a method whose set it
-    builds on, "" = none.
+    builds on, "" = none; varies: whether another seed makes another set.
     """
 
     name: str
     says: str
     uses: frozenset[str]
     after: str
+    varies: bool
 
     def write(self, world: World, folder: Path) -> None:
         """Write `<folder>/train/{images,labels}`, `classes.csv` and `records/`; what is complete
@@ -56,6 +57,7 @@ class ByExamples:
     says: str = ""
     uses: frozenset[str] = frozenset({"images", "masks"})
     after: str = ""
+    varies: bool = True
 
     def select(self, world: World) -> np.ndarray:
         """int64[k]: numbers of the masks of the training split, none twice."""

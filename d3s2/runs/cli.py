@@ -1,4 +1,4 @@
-"""The command line: `d3s2` run, rehearse, sweep, check, fetch, results, lab, publish."""
+"""The command line: `d3s2` run, rehearse, sweep, compare, check, fetch, results, lab, publish."""
 
 from __future__ import annotations
 
@@ -128,6 +128,28 @@ def _add_sweep(commands: Any) -> None:
     sweep.set_defaults(command=_sweep)
 
 
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="distil by several methods, train on each set, and print the table of them; goes on "
+        "where it was",
+    )
+    _add_parameters(compare)
+    _add_run_dir(compare)
+    option = compare.add_argument
+    option("--methods", nargs="+", metavar="METHOD", help="default: all (--list names them)")
+    option("--list", action="store_true", help="name all methods, and measure nothing")
+    option("--budgets", default="", metavar="B,B", help="default: the parameter budget")
+    option("--seeds", type=int, default=3, help="distillations of each, each trained on")
+    option("--seeds-from", type=int, default=0, help="the first seed")
+    option("--distillations", type=int, default=0, help="sets that the seeds share; 0 = one each")
+    option("--split", choices=("val", "test"), default="val", help="what trainings are judged on")
+    option("--work", type=Path, help="folder of sets and trainings; default: <run>/compare")
+    option("--out", type=Path, help="the CSV to write; default: <work>/comparison.csv")
+    option("--show", action="store_true", help="measure nothing, print what --out holds")
+    compare.set_defaults(command=_compare)
+
+
 def _add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check", help="say what is installed, and what of the data and weights is missing"
@@ -234,6 +256,7 @@ _COMMANDS = (
     _add_run,
     _add_rehearse,
     _add_sweep,
+    _add_compare,
     _add_check,
     _add_results,
     _add_lab,
@@ -371,6 +394,48 @@ def _sweep(options: argparse.Namespace) -> int:
         f"\n{(folder / 'table.md').read_text(encoding='utf-8')}\nreport: {folder / 'report.html'}"
     )
     return EXIT_FAILED if any(record["state"] == sweep.FAILED for record in records) else 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from d3s2.methods.table import METHODS
+    from d3s2.runs import contest
+
+    if options.list:
+        for name, method in METHODS.items():
+            print(f"{name:22s} {method.says}")
+        return 0
+    settings = config.resolve(parameters(options), remember=False)
+    work = options.work or Path(settings.run_dir) / "compare"
+    out = options.out or work / "comparison.csv"
+    if not options.show:
+        seeds = range(options.seeds_from, options.seeds_from + options.seeds)
+        budgets = [budget_of(each) for each in options.budgets.split(",") if each]
+        contest.compare(
+            contest.open_contest(settings, work, options.split),
+            out,
+            options.methods or list(METHODS),
+            budgets or [settings.budget],
+            seeds,
+            options.distillations,
+            f"d3s2 compare --profile {settings.profile}",
+        )
+    print(printable(contest.report(out)))
+    return 0
+
+
+def budget_of(text: str) -> float | int:
+    """A budget as it is typed: "1%", a share such as 0.01, or a number of masks such as 40.
+
+    Raises D3S2Error for anything else.
+    """
+    try:
+        if text.strip().endswith("%"):
+            return float(text.strip().removesuffix("%")) / 100
+        return int(text) if text.strip().isdecimal() else float(text)
+    except ValueError:
+        raise D3S2Error(
+            f"--budgets has {text!r}: give 1%, a share such as 0.01, or a number of masks."
+        ) from None
 
 
 def _lab(options: argparse.Namespace) -> int:

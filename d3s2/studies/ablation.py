@@ -45,6 +45,7 @@ from d3s2.guidance.losses import FeatureTargets, LossOptions
 from d3s2.guidance.painting import Painter, Recipe, synthesise
 from d3s2.guidance.quality import kept_class_losses
 from d3s2.guidance.sampler import Guidance
+from d3s2.methods.intervals import Measurement, read_measurement, table
 from d3s2.models.load import load_generator, load_proxy, weights_digest
 from d3s2.runs import config
 from d3s2.selection import (
@@ -57,7 +58,6 @@ from d3s2.selection import (
 )
 from d3s2.statistics.features import ClassMoments, feature_statistics
 from d3s2.statistics.pixels import count_pixels
-from d3s2.methods.intervals import Measurement, read_measurement, table
 from d3s2.training.job import TrainingJob
 from d3s2.training.side_by_side import train_all
 

@@ -11,9 +11,9 @@ from training_jobs import write_splits
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.places import EMBEDDED_WEIGHTS
+from d3s2.guidance.quality import recognition
 from d3s2.models import pretraining
 from d3s2.models.load import JUDGE, load_proxy, weights_digest
-from d3s2.guidance.quality import recognition
 
 
 def test_the_judge_is_another_network_that_knows_the_scenes_too(tmp_path):
