@@ -27,7 +27,7 @@ from d3s2.guidance.losses import FeatureTargets
 from d3s2.statistics.features import ClassMoments
 
 MIN_AREA = 0.5
-"""A class of less than so many feature cells, over the whole set, is in neither flow. Our choice."""
+"""Feature cells: a class of which the whole set shows less is in neither flow. Our choice."""
 EPS = 1e-6
 """Added to the channels' variance before its root is divided by, as in chapter 03."""
 
