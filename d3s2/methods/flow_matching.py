@@ -148,3 +148,17 @@ def flow_matching(
     if not losses:
         return sum(0 * centres.total.sum() for centres in found)
     return torch.stack(losses).mean()
+
+
+def layer_numbers(known: Sequence[str], wanted: Sequence[str] = ()) -> tuple[int, ...]:
+    """The numbers of a proxy's layers of these names; without names, of all but the finest and the
+    last (of all, where there are only two): our stand-in for the self-supervised backbone.
+
+    Raises D3S2Error for a name that the proxy does not have.
+    """
+    if unknown := sorted(set(wanted) - set(known)):
+        raise D3S2Error(f"The proxy has no layer {unknown[0]!r}: choose from {', '.join(known)}.")
+    if wanted:
+        return tuple(known.index(name) for name in wanted)
+    inner = range(1, len(known) - 1)
+    return tuple(inner or range(len(known)))

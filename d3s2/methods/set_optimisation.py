@@ -29,7 +29,7 @@ from d3s2.core.long_work import Steps
 from d3s2.data.tensors import read_masks
 from d3s2.guidance.losses import FeatureTargets
 from d3s2.methods.augmentation import Views, draw_views, shown
-from d3s2.methods.flow_matching import Centres, class_centres, flow_matching
+from d3s2.methods.flow_matching import Centres, class_centres, flow_matching, layer_numbers
 from d3s2.methods.pyramid import Pyramid, colour_matrix, random_numbers
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.statistics.features import soft_masks
@@ -129,7 +129,7 @@ def goal_of(world: World, chosen: Sequence[int] | np.ndarray, options: PyramidOp
         )
     device = next(world.proxy.parameters()).device
     targets = FeatureTargets.from_moments(world.moments, device)
-    layers = _layer_numbers(world.proxy.layers, options.layers)
+    layers = layer_numbers(world.proxy.layers, options.layers)
     labels = read_masks(world.train, chosen, device)
     present = torch.bincount(labels.flatten(), minlength=256)[: len(targets.known[0])] > 0
     if int((present & targets.known[layers[0]]).sum()) < 2:
@@ -138,16 +138,6 @@ def goal_of(world: World, chosen: Sequence[int] | np.ndarray, options: PyramidOp
             "between which features can flow."
         )
     return Goal(labels, world.proxy, targets, layers, colour_matrix(world.train).to(device))
-
-
-def _layer_numbers(known: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
-    """Numbers of the layers of these names; of none, all but the finest and the last."""
-    if unknown := sorted(set(wanted) - set(known)):
-        raise D3S2Error(f"The proxy has no layer {unknown[0]!r}: choose from {', '.join(known)}.")
-    if wanted:
-        return tuple(known.index(name) for name in wanted)
-    inner = range(1, len(known) - 1)
-    return tuple(inner or range(len(known)))
 
 
 class SetOptimisation:
