@@ -55,7 +55,7 @@ def distil(method: Method, world: World) -> Path:
         wanted = "name, says, uses, after and write"
         raise D3S2Error(f"{method!r} is no method: it must have {wanted} (see ByExamples).")
     seen = world.seen_by(method.name, method.uses)
-    folder = place_of(method, world)
+    folder = place_of(method, seen)
     if (folder / BILL).is_file():
         return folder
     before = len(list(folder.glob("records/*.json")))

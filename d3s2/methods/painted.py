@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
+from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.folder import open_folder
 from d3s2.data.tensors import read_images
@@ -63,7 +65,8 @@ class Painted:
     Args:
         recipe: of the painting; its method and seed are filled in.
         rank: which masks; also: what `rank` uses besides masks, of `world.USES`.
-        after: the method at whose images runs begin; "" = the photographs, at a strength below 1.
+        after: the method whose masks are taken, and at whose images runs begin; "" = `rank`'s, and
+            the photographs, at a strength below 1.
         condition, losses, nudge, refine: see `painting.Painter`.
         relabels: whether `refine` writes labels of its own.
         varies: whether another seed makes another set; noise does.
@@ -96,9 +99,23 @@ class Painted:
 
     def write(self, world: World, folder: Path) -> None:
         """Paint the set; see `painting.synthesise`."""
-        chosen = checked_selection(self.name, self.rank(world).first(world.budget), world)
+        chosen = checked_selection(self.name, self._masks(world), world)
         recipe = replace(self.recipe, method=self.name, seed=world.seed)
         synthesise(self._painter(world), world.train, chosen, folder, recipe)
+
+    def _masks(self, world: World) -> np.ndarray:
+        """int64[budget]: those of its rule, or of the set that it builds on."""
+        if not self.after:
+            return self.rank(world).first(world.budget)
+        places = {name: place for place, name in enumerate(world.train.ids)}
+        first = open_folder(world.first_set(self.after), "train").ids
+        unknown = [name for name in first if name not in places]
+        if unknown:
+            raise D3S2Error(
+                f"{self.name} builds on {self.after!r}, whose image {unknown[0]} is of no mask of "
+                "that name: give a method with one image a mask."
+            )
+        return np.array([places[name] for name in first], dtype=np.int64)
 
     def _painter(self, world: World) -> Painter:
         shared = world.shared

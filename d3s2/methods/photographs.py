@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from d3s2.methods.coresets import (
+    facility_location,
+    herding,
+    k_center,
+    rare_class_ranking,
+)
+from d3s2.methods.embeddings import embeddings
 from d3s2.methods.painted import Rank
 from d3s2.methods.protocol import ByExamples, Example
 from d3s2.methods.world import World
@@ -58,3 +65,29 @@ def random_masks(world: World) -> Ranking:
 def uniform_masks(world: World) -> Ranking:
     """Round robin over the classes (UniDD's baseline by its name; the reading is ours)."""
     return uniform_ranking(world.counts, world.seed)
+
+
+def rare_class_masks(world: World) -> Ranking:
+    """DAFormer's rare class sampling, without replacement."""
+    height, width = world.train.read_labels(0).shape
+    return rare_class_ranking(world.counts, height * width, world.seed)
+
+
+@dataclass(frozen=True)
+class InFeatureSpace:
+    """A rule over the photographs as the proxy sees them: points float[N, D], and a budget."""
+
+    rule: Callable[[np.ndarray, int], Ranking]
+
+    def __call__(self, world: World) -> Ranking:
+        """The rule's choice."""
+        train, proxy = world.train, world.proxy
+        points = world.kept(
+            "embeddings", "d3s2.methods.embeddings", lambda: embeddings(train, proxy)
+        )
+        return self.rule(points, world.budget)
+
+
+K_CENTER = InFeatureSpace(k_center)
+HERDING = InFeatureSpace(herding)
+FACILITY_LOCATION = InFeatureSpace(facility_location)

@@ -65,7 +65,7 @@ class Shared:
     train: SegmentationDataset
     work: Path
     load: Callable[[], Networks]
-    rule: SelectionRule = SelectionRule()
+    rule: SelectionRule = field(default_factory=SelectionRule)
 
     @cached_property
     def networks(self) -> Networks:
@@ -188,6 +188,12 @@ class World:
     def generator(self) -> LayoutGenerator:
         """The generator trained on the training split."""
         return self._take("generator").networks.generator
+
+    def kept(self, name: str, module: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array that a pass over the data costs, made once for all methods; module: whose code
+        makes it.
+        """
+        return self.shared.kept(name, module, make)
 
     def first_set(self, name: str) -> Path:
         """The folder of another method's set of the same budget and seed. Raises D3S2Error where
