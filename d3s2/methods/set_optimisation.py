@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,13 +31,13 @@ from d3s2.guidance.losses import FeatureTargets
 from d3s2.methods.augmentation import Views, draw_views, shown
 from d3s2.methods.flow_matching import Centres, class_centres, flow_matching, layer_numbers
 from d3s2.methods.pyramid import Pyramid, colour_matrix, random_numbers
+from d3s2.methods.world import World
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.statistics.features import soft_masks
 
-if TYPE_CHECKING:
-    from d3s2.methods.protocol import World
-
 CHECKPOINT = "pyramid.pt"
+SAVE_EVERY = 50
+"""Steps between two checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class PyramidOptions:
         noise: deviation of the noise of every other view; 1 = from black to white.
         chunk: images whose features are in memory together, 0 = all. A step then takes two passes,
             one for the centres and one for the gradient, which is the same up to rounding.
-        save_every: steps between two checkpoints.
     Raises:
         D3S2Error: for a value outside its range.
     """
@@ -68,13 +67,11 @@ class PyramidOptions:
     smallest_crop: float = 0.36
     noise: float = 0.2
     chunk: int = 0
-    save_every: int = 50
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.chunk < 0 or self.save_every < 1:
+        if self.steps < 1 or self.chunk < 0:
             raise D3S2Error(
-                f"steps is {self.steps}, chunk {self.chunk} and save_every {self.save_every}: "
-                "steps and save_every count from 1, chunk from 0."
+                f"steps is {self.steps} and chunk {self.chunk}: steps count from 1, chunk from 0."
             )
         if not (self.travel > 0 and 0 < self.growth <= 1 and self.noise >= 0):
             raise D3S2Error(
@@ -128,7 +125,7 @@ def goal_of(world: World, chosen: Sequence[int] | np.ndarray, options: PyramidOp
             "(set image_size)."
         )
     device = next(world.proxy.parameters()).device
-    targets = FeatureTargets.from_moments(world.moments, device)
+    targets = world.targets
     layers = layer_numbers(world.proxy.layers, options.layers)
     labels = read_masks(world.train, chosen, device)
     present = torch.bincount(labels.flatten(), minlength=256)[: len(targets.known[0])] > 0
@@ -151,7 +148,7 @@ class SetOptimisation:
         self.goal = goal
         self.options = options
         self.seed = seed
-        self.made_from = digest([asdict(options) | {"save_every": 0}, seed, goal.digest()])
+        self.made_from = digest([asdict(options), seed, goal.digest()])
         size = (int(goal.labels.shape[1]), int(goal.labels.shape[2]))
         device = str(goal.labels.device)
         self.pyramid = Pyramid(len(goal.labels), size, goal.colours, seed, device)
@@ -275,6 +272,7 @@ def optimise_set(
     options: PyramidOptions = PyramidOptions(),
     folder: Path | None = None,
     progress: bool = True,
+    save_every: int = SAVE_EVERY,
 ) -> tuple[Tensor, list[float]]:
     """Optimise one image for each mask, all together, from the world's seed.
 
@@ -284,6 +282,7 @@ def optimise_set(
             (on a CPU with as many threads). One of other options, masks or networks, or a damaged
             one, is overwritten. None = none is kept.
         progress: show how far it is (see `core.long_work`).
+        save_every: steps between two checkpoints.
     Returns:
         float32[N, 3, H, W] in [-1, 1] on the CPU, in the order of `chosen`; the loss of each step.
     Raises:
@@ -300,7 +299,7 @@ def optimise_set(
         while work.step < options.steps:
             work.advance()
             steps.add()
-            if path and (work.step % options.save_every == 0 or work.step == options.steps):
+            if path and (work.step % save_every == 0 or work.step == options.steps):
                 with atomic_path(path) as partial:
                     torch.save(work.state(), partial)
     return work.images().cpu(), work.losses

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from small_scenes import small_scenes
+from tiny_worlds import Tired, bare_world, tiny
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,41 +34,17 @@ from d3s2.methods.set_optimisation import (
     goal_of,
     optimise_set,
 )
-from d3s2.models.proxy import ProxyOutput, ProxySegmenter
-from d3s2.statistics.features import feature_statistics, soft_masks
+from d3s2.statistics.features import soft_masks
 
 TESTS = Path(__file__).resolve().parents[1]
 CHOSEN = (0, 2, 3)
-QUICK = PyramidOptions(steps=12, travel=1.0, growth=0.1, save_every=4)
-
-
-class Tired(ProxySegmenter):
-    """The same network, which answers only so often."""
-
-    left = 0
-
-    def forward(self, images: Tensor) -> ProxyOutput:
-        if not self.left:
-            raise KeyboardInterrupt
-        self.left -= 1
-        return super().forward(images)
-
-
-def tiny(kind: type[ProxySegmenter] = ProxySegmenter) -> ProxySegmenter:
-    torch.manual_seed(0)
-    return kind(num_classes=20, channels=(4, 6, 8)).requires_grad_(False).eval()
-
-
-def small_world(folder: Path) -> SimpleNamespace:
-    train = small_scenes(folder / "data", 6)
-    proxy = tiny()
-    moments = feature_statistics(train, proxy, progress=False)
-    return SimpleNamespace(train=train, moments=moments, proxy=proxy, seed=0)
+QUICK = PyramidOptions(steps=12, travel=1.0, growth=0.1)
+EVERY = 4
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    return small_world(tmp_path_factory.mktemp("world"))
+    return bare_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -270,11 +247,11 @@ def test_broken_off_it_goes_on_to_the_same_bytes(world, unbroken, tmp_path, afte
     tired.left = after
     broken = SimpleNamespace(**vars(world) | {"proxy": tired})
     with pytest.raises(KeyboardInterrupt):
-        optimise_set(broken, CHOSEN, QUICK, tmp_path, progress=False)
-    tired.left = 12 - after // 4 * 4  # what the last checkpoint has not
-    images, losses = optimise_set(broken, CHOSEN, QUICK, tmp_path, progress=False)
+        optimise_set(broken, CHOSEN, QUICK, tmp_path, False, EVERY)
+    tired.left = 12 - after // EVERY * EVERY  # what the last checkpoint has not
+    images, losses = optimise_set(broken, CHOSEN, QUICK, tmp_path, False, EVERY)
     assert torch.equal(images, unbroken) and len(losses) == 12 and tired.left == 0
-    finished = optimise_set(broken, CHOSEN, QUICK, tmp_path, progress=False)
+    finished = optimise_set(broken, CHOSEN, QUICK, tmp_path, False, EVERY)
     assert torch.equal(finished[0], unbroken) and finished[1] == losses
 
 
@@ -296,12 +273,12 @@ def test_a_checkpoint_of_something_else_or_damaged_is_not_gone_on_from(
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from methods.test_pyramid import CHOSEN, PyramidOptions, small_world
-from d3s2.methods.set_optimisation import optimise_set
+from tiny_worlds import bare_world
+from d3s2.methods.set_optimisation import PyramidOptions, optimise_set
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-options = PyramidOptions(steps=60, travel=4.0, save_every=5)
-images, _ = optimise_set(small_world(folder), CHOSEN, options, folder, progress=False)
+options = PyramidOptions(steps=60, travel=4.0)
+images, _ = optimise_set(bare_world(folder), (0, 2, 3), options, folder, False, save_every=5)
 torch.save(images, folder / "images.pt")
 """
 
@@ -332,7 +309,6 @@ def test_killed_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     [
         ({"steps": 0}, "steps is 0"),
         ({"chunk": -1}, "chunk -1"),
-        ({"save_every": 0}, "save_every 0"),
         ({"travel": 0.0}, "travel is 0.0"),
         ({"travel": float("nan")}, "travel is nan"),
         ({"growth": 0.0}, "growth 0.0"),
