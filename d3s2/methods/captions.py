@@ -106,17 +106,18 @@ class TemplateCaptioner:
     room: int = ROOM
 
     def __call__(self, image: np.ndarray | None, labels: np.ndarray) -> str:
-        """The caption. Raises D3S2Error where the required names alone do not fit, and for a class
-        that has no name in `names`.
+        """The caption. Raises D3S2Error where not even the required names fit, and for a class that
+        has no name in `names`.
         """
         named = [region for region in regions(labels) if self._name(region)]
         for wanted in self._versions(named):
             text = PREFIX + (BETWEEN.join(wanted) or NOTHING)
             if tokens(text) <= self.room:
                 return text
+        must = ", ".join(self._name(region) for region in self._must(named))
         raise D3S2Error(
-            f"The names of the required classes take more than {self.room} tokens: require fewer "
-            f"than these: {', '.join(self._name(region) for region in self._must(named))}."
+            f"room is {self.room} tokens, too few for a caption that names what is required "
+            f"({must or 'nothing'}): give more, or require fewer classes."
         )
 
     def _versions(self, named: Sequence[Region]) -> Iterable[list[str]]:

@@ -11,8 +11,8 @@ text is not known to us beyond the abstract; the steps and tau = 0.01, n_init = 
 near members and the outlier factor's ten neighbours are those of its public code. Ours, because a
 segmentation set has no class per image and no vision-language model is embedded:
 
-- groups, which overlap, stand for classes: the images with at least 2 % of class c. The rarest
-  group chooses first, and no image is chosen twice;
+- groups, which overlap, stand for classes: the images with at least 2 % of class c, or with any of
+  it where too few have so much. The rarest group chooses first, and no image is chosen twice;
 - the prototype is a medoid, one real image, since the mean of five latents has no mask;
 - `two_towers` makes the space that images and texts share, by ridge CCA of pooled features and
   captions.
@@ -120,31 +120,32 @@ class Group(NamedTuple):
 
 
 def groups(counts: PixelCounts, budget: int, share: float = 0.02) -> list[Group]:
-    """One group a class, the rarest first, of equal ones the lower id: images with at least `share`
-    of their valid pixels in it. Classes that no image has enough of are left out.
+    """One group a class that occurs, the rarest first, of equal ones the lower id: the images with
+    at least `share` of their valid pixels in it; for thin things, of which fewer images than its
+    quota have so much, all images that have any of it.
 
     quota: the budget evenly, what is left over one each for the rarest. Raises D3S2Error for a
-    share out of (0, 1], a budget of less than 1 or more than there are masks, and where no group
-    has a member.
+    share out of (0, 1], a budget of less than 1 or more than there are masks, and where no class
+    occurs.
     """
     if not 0 < share <= 1 or not 1 <= budget <= len(counts):
         raise D3S2Error(
             f"share is {share} and budget {budget}: give a share above 0 up to 1, and 1 to "
             f"{len(counts)} masks."
         )
+    present = np.flatnonzero(counts.pixel_counts()).tolist()
+    if not present:
+        raise D3S2Error("no class occurs in any mask: there is no group; check the label files.")
+    each, more = divmod(budget, len(present))
     columns = counts.shares().tocsc()
     found = []
-    for train_id in range(counts.num_classes):
+    for train_id in present:
         column = slice(columns.indptr[train_id], columns.indptr[train_id + 1])
-        members = np.sort(columns.indices[column][columns.data[column] >= share])
-        if len(members):
-            found.append(Group(train_id, members.astype(np.int64), 0))
-    if not found:
-        raise D3S2Error(
-            f"share is {share}, and no mask has so much of any class: give a lower one."
-        )
+        having = columns.indices[column].astype(np.int64)
+        enough = having[columns.data[column] >= share]
+        members = enough if len(enough) >= max(1, each) else having
+        found.append(Group(train_id, np.sort(members), 0))
     found.sort(key=lambda group: (len(group.members), group.train_id))
-    each, more = divmod(budget, len(found))
     return [group._replace(quota=each + (place < more)) for place, group in enumerate(found)]
 
 
@@ -171,7 +172,7 @@ class Edits:
         summary: None = the medoid's own caption (see `text`).
         ridge, width: of `two_towers`; tau: of `semantic_query`; contamination: of `inliers`.
         near: members of a cluster whose captions make its text.
-        share: of an image that a class must have for the image to be in its group.
+        share: of an image that a class must have for the image to be in its group (see `groups`).
     """
 
     captioner: Captioner | None = None
