@@ -41,8 +41,16 @@ def void(data: SegmentationDataset) -> SegmentationDataset:
     return replace(data, code=replace(data.code, to_train=(to_train[0], 255, *to_train[2:])))
 
 
+def other_colors(data: SegmentationDataset) -> SegmentationDataset:
+    """The same files, whose colours mean each other's class."""
+    first, second = data.code.colors.items()
+    swapped = {first[0]: second[1], second[0]: first[1]}
+    return replace(data, code=replace(data.code, colors=swapped))
+
+
 CHANGES = {
     "ids of the masks stand for other classes": other_ids,
+    "colours of the masks stand for other classes": other_colors,
     "an id of the masks is void": void,
     "a class has another name": lambda data: replace(
         data, classes=(data.classes[0], ClassInfo("lake", (4, 5, 6)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from small_scenes import small_scenes
 from d3s2.core.errors import D3S2Error
 from d3s2.data import preparing, scenes
 from d3s2.data.dataset import IGNORE, BadFile, ClassInfo
-from d3s2.data.folder import read_classes, write_classes
+from d3s2.data.folder import complete_png, read_classes, write_classes
 from d3s2.data.opening import open_dataset
+from d3s2.data.pairing import pairs
 from d3s2.data.preparing import materialise
 from d3s2.data.scenes import scenes_classes
 from d3s2.data.splits import open_splits, parse_size
@@ -92,6 +94,10 @@ def test_size_resizes_image_and_mask(root: Path) -> None:
     save(data.image_paths[0], flat)
     row = open_dataset("folder", root, "train", size=(6, 2)).read_image(0)[0, :, 0]
     assert 0 < row[0] < 100 and 155 < row[1] < 255  # bilinear with antialiasing: a little of both
+    save(data.image_paths[0], flat // 255 * 100 + 50)
+    for size in ((6, 2), (6, 4), (12, 48), (48, 64)):
+        between = open_dataset("folder", root, "train", size=size).read_image(0)
+        assert 50 <= between.min() and between.max() <= 150  # bicubic would overshoot
 
 
 def test_the_root_is_the_folder_of_the_ordinary_layout_and_of_no_other(root: Path) -> None:
@@ -116,7 +122,10 @@ def test_subset_keeps_order(root: Path) -> None:
         assert str(caught.value) == (
             f"index {index} is outside {root.name}/train: it has 2 images."
         )
-    assert data.subset([0, 0]).label_paths == (data.label_paths[0],) * 2
+    for part in (data.subset([1, 0]), data.subset([1, 1, 0])):
+        places = [data.ids.index(name) for name in part.ids]
+        assert part.image_paths == tuple(data.image_paths[place] for place in places)
+        assert part.label_paths == tuple(data.label_paths[place] for place in places)
 
 
 def test_a_data_set_has_labels_when_a_single_pixel_has_one(root: Path) -> None:
@@ -298,6 +307,30 @@ def test_bad_images(root: Path, bad: Bad) -> None:
     assert (caught.value.kind, str(caught.value)) == (bad.kind, bad.sentence.format(root=root))
 
 
+MANY = "Where colours are many and not meant, the mask was smoothed or was a JPEG once: make it "
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 20, 21, 40])
+def test_so_many_unknown_ids_and_colours_are_said_in_one_sentence(root: Path, count: int) -> None:
+    data = open_dataset("folder", root, "train")
+    values = (np.arange(48, dtype=np.uint8) % count).reshape(6, 8) + 100
+    save(data.label_paths[0], values)
+    save(data.label_paths[1], np.stack([values, values, 0 * values], axis=2))
+    said = []
+    for index in range(2):
+        with pytest.raises(BadFile) as caught:
+            data.read_labels(index)
+        said.append(str(caught.value).partition(" holds ")[2])
+    first = ", ".join(str(100 + number) for number in range(min(count, 5)))
+    assert said == [
+        f"id {first}{f' and {count - 5} more' if count > 5 else ''}, which classes.csv does not "
+        "list: add the class there, or write 255 (ignore) in the mask.",
+        f"colour (100, 100, 0){f' (one of {count} unknown)' if count > 1 else ''}, which "
+        "classes.csv does not list: add the colour there."
+        + (f" {MANY}anew." if count > 20 else ""),
+    ]
+
+
 def test_what_stands_for_nothing_is_counted(root: Path) -> None:
     data = open_dataset("folder", root, "train")
     ids = np.full((6, 8), 3, np.uint8)
@@ -397,6 +430,46 @@ def test_bad_layout(root: Path, spoil: object, sentence: str) -> None:
     with pytest.raises(D3S2Error) as caught:
         open_dataset("folder", root, "train")
     assert str(caught.value) == sentence.format(root=root)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [("3,tree,1,1,1", "id"), ("4,sky,1,1,1", "name"), ("4,tree,10,20,30", "colour")],
+)
+def test_lines_that_use_the_same_again_are_one_kind(root: Path, line: str, what: str) -> None:
+    append(f"{line}\n{line}")(root)
+    told: list[D3S2Error] = []
+    open_dataset("folder", root, "train", tell=told.append)
+    assert [error.kind for error in told][:2] == [f"line with a {what} that is used"] * 2
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9])
+def test_a_folder_that_is_missing_names_eight_of_those_that_are_there(
+    root: Path, count: int
+) -> None:
+    for part in ("images", "labels"):
+        (root / "train" / part).rename(root / f"{part} elsewhere")
+    (root / "train/.hidden").mkdir()
+    (root / "train/file.txt").write_text("no folder")
+    for number in range(count):
+        (root / f"train/part {number}").mkdir()
+    listed = ", ".join(f"part {number}" for number in range(min(count, 8)))
+    with pytest.raises(D3S2Error) as caught:
+        open_dataset("folder", root, "train")
+    assert str(caught.value) == (
+        f"folder {root}/train/images does not exist: check data_root and the layout of the data."
+        + (f" {root}/train holds the folders {listed}." if count else "")
+    )
+
+
+def test_an_image_has_no_mask_where_there_is_no_folder_of_masks_at_all(root: Path) -> None:
+    """As in the benchmarks, whose images and masks are listed rather than looked for."""
+    images, labels = root / "train/images", root / "nowhere"
+    with pytest.raises(D3S2Error) as caught:
+        pairs({"a": images / "a.png"}, {}, images, labels)
+    assert str(caught.value) == (
+        f"image {images}/a.png has no mask (1 such): add {labels}/a.png or take the image away."
+    )
 
 
 def test_empty_split_and_unknown_names(root: Path) -> None:
@@ -584,6 +657,58 @@ def test_materialise_resumes_and_refuses_a_foreign_folder(
     write_classes(out / "other" / "classes.csv", [ClassInfo("cat", (1, 1, 1))])
     with pytest.raises(D3S2Error, match="other classes"):
         materialise(data, out / "other", progress=False)
+
+
+def broken_png(pixels: np.ndarray, place: int, content: bytes) -> bytes:
+    """A PNG of grey pixels, with some of its bytes replaced."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    whole = stream.getvalue()
+    return whole[:place] + content + whole[place + len(content) :]
+
+
+SQUARE = RNG.integers(0, 256, (9, 9), dtype=np.uint8)
+BROKEN = {
+    "nothing": b"",
+    "a beginning": broken_png(SQUARE, 0, b"")[:60],
+    "a head too short (ValueError)": broken_png(SQUARE, 11, b"\0"),
+    "pixels that end early (SyntaxError)": broken_png(SQUARE, 36, b"\x05"),
+    "zeros": bytes(90),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_png_that_is_broken_is_written_again(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(BROKEN[name])
+    complete_png(path, SQUARE)
+    assert path.read_bytes() == broken_png(SQUARE, 0, b"")
+
+
+@pytest.mark.parametrize("level", [None, 0, 1, 6, 9])
+def test_a_png_has_the_bytes_of_its_compression_and_keeps_them(
+    tmp_path: Path, level: int | None
+) -> None:
+    """The bytes are in the fingerprints of whatever is made of them."""
+    path, expected = tmp_path / "data/train/images/a.png", io.BytesIO()
+    pixels = np.arange(90, dtype=np.uint8).repeat(70).reshape(70, 90) // 7
+    Image.fromarray(pixels).save(expected, "PNG", compress_level=6 if level is None else level)
+    options = {} if level is None else {"compress_level": level}
+    for _ in range(2):
+        complete_png(path, pixels, **options)
+        assert path.read_bytes() == expected.getvalue()
+    stamp = (path.stat().st_ino, path.stat().st_mtime_ns)
+    complete_png(path, pixels, compress_level=2)
+    assert path.read_bytes() == expected.getvalue()
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == stamp
+    with pytest.raises(D3S2Error) as caught:
+        complete_png(path, pixels + 1, **options)
+    assert str(caught.value) == (
+        f"{path} is there and holds other pixels than are to be written: move the folder "
+        f"{tmp_path / 'data'} away, or choose an empty one."
+    )
+    assert path.read_bytes() == expected.getvalue()
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == stamp
 
 
 def test_scenes_open_as_an_ordinary_folder(tmp_path: Path) -> None:

@@ -411,20 +411,3 @@ def test_a_picture_appears_whole_or_not_at_all(
             folder.complete_png(tmp_path / "a.png", np.eye(4, dtype=np.uint8))
         left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         assert left == ({} if before is None else {"a.png": before})
-
-
-def test_complete_png_keeps_writes_and_refuses(tmp_path: Path) -> None:
-    path, pixels = tmp_path / "data/train/images/a.png", np.full((4, 4), 7, np.uint8)
-    for before in (None, b"", b"\x89PNG\r\n\x1a\n"):
-        if before is not None:
-            path.write_bytes(before)
-        folder.complete_png(path, pixels)
-        assert np.array_equal(np.array(Image.open(path)), pixels)
-    with pytest.raises(D3S2Error) as caught:
-        folder.complete_png(path, pixels + 1)
-    assert str(caught.value) == (
-        f"{path} is there and holds other pixels than are to be written: move the folder "
-        f"{tmp_path / 'data'} away, or choose an empty one."
-    )
-    write_classes(tmp_path / "classes.csv", [ClassInfo("sky", (1, 2, 3))])
-    write_classes(tmp_path / "classes.csv", [ClassInfo("sky", (1, 2, 3))])
