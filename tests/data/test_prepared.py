@@ -17,8 +17,7 @@ from d3s2.core import hashes, long_work
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, hash_files, read_json
 from d3s2.data import folder, scenes, splits
-from d3s2.data.dataset import ClassInfo
-from d3s2.data.folder import read_classes, write_classes
+from d3s2.data.folder import read_classes
 from d3s2.data.opening import open_dataset
 from d3s2.data.preparing import materialise
 from d3s2.data.splits import open_splits
