@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from small_scenes import small_scenes
 from d3s2.core.errors import D3S2Error
 from d3s2.data import preparing, scenes
 from d3s2.data.dataset import IGNORE, BadFile, ClassInfo
-from d3s2.data.folder import complete_png, read_classes, write_classes
+from d3s2.data.folder import complete_png, read_classes, write_classes, write_image_folder
 from d3s2.data.opening import open_dataset
 from d3s2.data.pairing import pairs
 from d3s2.data.preparing import materialise
@@ -596,6 +597,22 @@ def test_classes_that_are_written_are_read_again(tmp_path: Path) -> None:
         f"{tmp_path}/3.csv lists other classes or ids than the data to be written: choose an empty "
         "folder."
     )
+
+
+def test_an_image_folder_has_a_line_for_each_image_with_its_mask(tmp_path: Path) -> None:
+    """Numbers read as such and other letters come back as they were; nothing is left out."""
+    names = ["0001", "b/c", 'Fl\u00fcsse "1"']
+    write_image_folder(tmp_path / "val", iter(names))
+    text = (tmp_path / "val" / "metadata.jsonl").read_text(encoding="utf-8")
+    assert text.endswith("}\n") and text.splitlines()[0] == (
+        '{"file_name": "images/0001.png", "mask_file_name": "labels/0001.png"}'
+    )
+    assert [json.loads(line) for line in text.splitlines()] == [
+        {"file_name": f"images/{name}.png", "mask_file_name": f"labels/{name}.png"}
+        for name in names
+    ]
+    write_image_folder(tmp_path / "val", [])
+    assert (tmp_path / "val" / "metadata.jsonl").read_bytes() == b""
 
 
 def test_classes_file_of_a_spreadsheet(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from small_scenes import small_scenes
 
 import d3s2
+from d3s2.core import long_work
 from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.tensors import class_sets, read_images, read_masks, to_uint8
@@ -895,6 +896,40 @@ def test_what_is_written_is_in_its_order_on_the_disk(dataset, quick, tmp_path, m
     ]
     assert order == ["classes.csv", *expected, "train/metadata.jsonl", "card.json"]
     assert synced == list(range(len(order)))  # each of them before its name
+
+
+def test_what_a_mask_ignores_itself_is_counted_for_no_image(dataset, quick, tmp_path):
+    """Masks with 0, 1, 2, ... rows of 255 in one batch: each image's count is its own."""
+    paths = []
+    for index, path in enumerate(dataset.label_paths):
+        labels = dataset.read_labels(index)
+        labels[:index] = 255
+        paths.append(tmp_path / path.name)
+        Image.fromarray(labels).save(paths[-1])
+    void = replace(dataset, label_paths=tuple(paths))
+    for margin in (0.0, 1.0):
+        folder = tmp_path / str(margin)
+        made = synthesise(quick, void, [3, 0, 5], folder, replace(QUICK, ignore_margin=margin))
+        lost = [record["ignored_pixels"] for record in records(folder, made.ids)]
+        ignored = (read_masks(made, range(3)) == 255).sum((1, 2)) - 64 * torch.tensor([0, 3, 5])
+        assert lost == ignored.tolist() and (sum(lost) > 0) is (margin > 0)
+
+
+def test_how_far_the_painting_is_is_noted_with_the_number_of_images(
+    dataset, quick, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(long_work.FILE, str(tmp_path / "progress"))
+    noted = []
+    recipe = replace(QUICK, images_per_mask=2)
+    synthesise(
+        quick,
+        dataset,
+        [4, 1, 5],
+        tmp_path / "made",
+        recipe,
+        progress=lambda *_: noted.append(long_work.noted(tmp_path / "progress")),
+    )
+    assert noted and {(state.label, state.total) for state in noted} == {("painting", 6)}
 
 
 @pytest.mark.parametrize("candidates", [1, 2])

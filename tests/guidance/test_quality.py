@@ -108,6 +108,18 @@ def test_the_filter_is_strict_knows_each_pixels_class_and_spares_classes_never_s
     assert ignore_doubtful(losses, labels, means, 1.25).tolist() == [[[0, 255, 1, 255, 2, 255]]]
 
 
+@given(scale=st.integers(0, 10_000))
+@settings(max_examples=50, deadline=None)
+def test_the_filters_limit_is_not_rounded_to_the_losses_precision(scale):
+    """What float32 makes of 1.25 times a loss can lie on either side of it."""
+    numbers = 1 + torch.arange(scale, scale + 200, dtype=torch.float32) / 1000
+    losses = (1.25 * numbers)[None, None]
+    above = losses.double() > 1.25 * numbers.double()
+    assert above.any() and not above.all()
+    found = ignore_doubtful(losses, torch.arange(200)[None, None], numbers)
+    assert torch.equal(found == 255, above)
+
+
 def test_the_filter_works_where_the_masks_lie():
     """The classes' losses come from the CPU; the device here only knows shapes."""
     logits, labels = some(4)

@@ -658,6 +658,25 @@ def test_a_gradient_that_is_not_finite_is_named_too(tiny, start):
     assert str(caught.value) == NOT_FINITE.format("the gradient of loss 'kink'", 1, 0)
 
 
+def test_guidance_does_not_begin_where_there_is_nothing_but_noise(tiny, start):
+    """No noise prediction moves an image of which nothing is left; one step later it does."""
+    betas = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    scheduler = DDIMScheduler(timestep_spacing="trailing", clip_sample=False, **betas)
+    generator = LayoutGenerator(tiny.unet, scheduler)
+    assert [step.a_t > 0 for step in generator.schedule.steps(4)] == [False, True, True, True]
+    guidance = Guidance({"bright": 0.1}, window=(0, 1))
+    with pytest.raises(D3S2Error) as caught:
+        next(sample(generator, *start, steps=4, guidance=guidance, losses=brightness))
+    assert str(caught.value) == (
+        "Guidance begins at step 0, where there is nothing but noise: start later, with a larger "
+        "window_start."
+    )
+    guidance = Guidance({"bright": 0.1}, window=(0.25, 1))
+    steps = list(sample(generator, *start, steps=4, guidance=guidance, losses=brightness))
+    assert [step.gradient is not None for step in steps] == [False, True, True, True]
+    assert all(torch.isfinite(step.x).all() for step in steps)
+
+
 @pytest.mark.parametrize("guidance", [Guidance(eta=0.5), Guidance(recurrence=2)])
 def test_a_stochastic_run_asks_for_its_noise(tiny, start, guidance):
     with pytest.raises(D3S2Error) as caught:
