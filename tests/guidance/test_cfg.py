@@ -137,7 +137,7 @@ def test_a_prediction_is_in_bounds_and_consistent_with_its_noise():
     assert beyond.clean.abs().max() == 1
 
 
-# -------------------------------------------------------------------- what the free prediction keeps
+# ------------------------------------------------------------------- what the free prediction keeps
 class Listening:
     """A network that hears both conditions, each image its own; -1 says that one was dropped."""
 
