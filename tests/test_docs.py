@@ -19,6 +19,7 @@ import torch
 import yaml
 from PIL import Image
 from small_scenes import small_scenes
+from tiny_painter import tiny_shared
 from training_jobs import make_job, write_splits
 
 import d3s2
@@ -26,11 +27,15 @@ from d3s2.core import places
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json, write_json
 from d3s2.data import opening
+from d3s2.data.folder import open_folder
 from d3s2.data.tensors import read_masks
 from d3s2.guidance.losses import FeatureTargets
 from d3s2.guidance.painting import Painter, Recipe, generate
 from d3s2.guidance.sampler import Guidance, finish, initial_noise, sample
 from d3s2.methods import intervals
+from d3s2.methods import table as methods_table
+from d3s2.methods.distil import distil
+from d3s2.methods.world import World
 from d3s2.models.custom import files_of, open_custom
 from d3s2.models.diffusion_parts import DiffusionOptions
 from d3s2.models.load import load_generator, load_proxy
@@ -273,13 +278,15 @@ def run_block(name: str, about: str, names: dict[str, Any] | None = None) -> dic
 
 def test_every_python_block_is_executed_below_or_says_what_it_needs() -> None:
     below = Path(__file__).read_text(encoding="utf-8").partition("def test_every_python_block")[2]
-    abouts = re.findall(r'run_block\(PAGE, "(.+?)"', below)
+    run = re.findall(r'run_block\((\w+), "(.+?)"', below)
     for page, code in blocks("python"):
         ast.parse(code)
-        assert without(code) or (page == PAGE and any(about in code for about in abouts)), code
+        executed = [about for name, about in run if globals()[name] == page and about in code]
+        assert without(code) or executed, code
 
 
 PAGE = "docs/architecture.md"
+METHODS_PAGE = "docs/methods.md"
 
 
 def test_a_layout_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +364,22 @@ def test_a_method_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
     run_block(PAGE, "ARMS[")
     assert ablation.ARMS["fresh noise"].recipe.guidance.random
     assert not ablation.ARMS["d3s2"].recipe.guidance.random
+
+
+def test_a_method_of_ones_own_joins_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods_table, "METHODS", dict(methods_table.METHODS))
+    source = run_block(METHODS_PAGE, "class Pairs")["Pairs"]
+    assert methods_table.find("pairs").name == "pairs"
+    train = small_scenes(tmp_path / "scenes", 5)
+    world = World(tiny_shared(train, tmp_path), budget=3)
+    made = open_folder(distil(source(), world), "train")
+    assert len(made) == 3
+    index = train.ids.index(made.ids[0])
+    image = made.read_image(0)
+    assert (image[:, :32] == train.read_image(index)[:, :32]).all()
+    assert (image[:, 32:] == train.read_image((index + 1) % 5)[:, 32:]).all()
 
 
 def test_a_notebook_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

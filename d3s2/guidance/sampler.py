@@ -301,12 +301,10 @@ def sample(
         noise: float[B, D, h, w], of the generator's `noise_shape`.
         layout: int64[B, H, W]; classes: float[B, C] (see `LayoutUNet.forward`).
         losses: see `Losses`; those without a scale are measured in the window but do not steer.
-        clip: keep the predicted clean image in [-1, 1] (and the noise consistent with it); latents
-            never are.
+        clip: keep the predicted clean image in [-1, 1], and the noise consistent; latents never are.
         fresh: noise for eta > 0 and recurrence > 1, shaped as `noise`, at each call: a
             `NoiseStream` that `noise` came from.
-        start: an image to begin at and the step to begin with; None = pure noise and the first.
-        nudge: see `Nudge`; None = the step alone.
+        start: where to begin; None = pure noise and the first step. nudge: see `Nudge`.
     Raises:
         D3S2Error: for steps that do not divide the schedule, a start at none of them, a scale for a
             loss that there is not, a loss that is not finite (naming loss, step and image),
@@ -329,10 +327,8 @@ def sample(
                 held = found.gradients
             gradient = _combine(held, found.eps, at.a_t, guidance) if guided else None
             eps = found.eps if gradient is None else found.eps + gradient
-            before = x
-            x = _step(x, eps, at, guidance.eta, clip, fresh, None if at.a_t else found.clean)
-            if nudge is not None:
-                x = nudge(x, before, at)
+            after = _step(x, eps, at, guidance.eta, clip, fresh, None if at.a_t else found.clean)
+            x = nudge(after, x, at) if nudge else after
             yield Step(
                 index=at.index,
                 t=at.t,

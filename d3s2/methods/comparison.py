@@ -24,7 +24,7 @@ from d3s2.core.long_work import Steps
 from d3s2.data.folder import open_folder
 from d3s2.guidance.quality import recognition
 from d3s2.methods.distil import distil, read_bill, with_set
-from d3s2.methods.protocol import Method
+from d3s2.methods.method import Method
 from d3s2.methods.world import Shared, World
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.training.job import TrainingJob, TrainingResult
@@ -53,7 +53,7 @@ Place = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
-class Trainings:
+class Series:
     """Which trainings are made: of each budget, a number of masks, each method with each seed.
 
     distillations: sets of each method that its seeds share, 0 = every seed has one of its own.
@@ -128,7 +128,7 @@ class Contest:
 
 
 def measure(
-    contest: Contest, out: Path, plan: Trainings, command: str = ""
+    contest: Contest, out: Path, plan: Series, command: str = ""
 ) -> dict[Place, list[object]]:
     """Distil and train what is missing, and write `out`: one line a training (see `HEADER`), and
     beside it, as JSON, how it was measured. Written after each seed of each budget, so that what is
@@ -155,7 +155,7 @@ def measure(
 
 
 def _measure_seed(
-    contest: Contest, plan: Trainings, budget: int, seed: int
+    contest: Contest, plan: Series, budget: int, seed: int
 ) -> dict[Place, list[object]]:
     """The rows of one seed: all its sets, then all its trainings side by side."""
     number = plan.number(seed)

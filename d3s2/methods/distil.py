@@ -21,7 +21,7 @@ from d3s2.core.code_version import code_version, is_module
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, read_json, write_json
 from d3s2.data.folder import open_folder
-from d3s2.methods.protocol import Method
+from d3s2.methods.method import Method
 from d3s2.methods.world import World
 
 BILL = "bill.json"
@@ -111,6 +111,8 @@ def described(value: Any) -> tuple[Any, set[str]]:
         return _described_code(value)
     elif isinstance(value, (str, int, float, bool, type(None))):
         return value, set()
+    elif isinstance(value, Path):
+        return str(value), set()
     else:
         names = [field.name for field in fields(value)] if is_dataclass(value) else vars(value)
         parts = {name: described(getattr(value, name)) for name in names}

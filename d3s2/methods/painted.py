@@ -30,7 +30,7 @@ from d3s2.guidance.painting import (
     layout_and_classes,
     synthesise,
 )
-from d3s2.methods.protocol import checked_selection
+from d3s2.methods.method import checked_selection
 from d3s2.methods.world import World
 from d3s2.selection import Ranking, greedy
 

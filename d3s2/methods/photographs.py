@@ -14,8 +14,8 @@ from d3s2.methods.coresets import (
     rare_class_ranking,
 )
 from d3s2.methods.embeddings import embeddings
+from d3s2.methods.method import ByExamples, Example
 from d3s2.methods.painted import Rank
-from d3s2.methods.protocol import ByExamples, Example
 from d3s2.methods.world import World
 from d3s2.selection import Ranking, random_ranking, uniform_ranking
 

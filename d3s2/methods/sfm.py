@@ -10,8 +10,8 @@ import numpy as np
 
 from d3s2.core.files import remove
 from d3s2.data.tensors import to_uint8
+from d3s2.methods.method import ByExamples, Example
 from d3s2.methods.painted import Rank, greedy_masks
-from d3s2.methods.protocol import ByExamples, Example
 from d3s2.methods.set_optimisation import CHECKPOINT, PyramidOptions, optimise_set
 from d3s2.methods.world import World
 

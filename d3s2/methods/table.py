@@ -16,6 +16,7 @@ from d3s2.guidance.sampler import Guidance
 from d3s2.methods.diver import PullBack
 from d3s2.methods.edits import Edits
 from d3s2.methods.embeddings import pooled_features
+from d3s2.methods.method import Method
 from d3s2.methods.painted import Painted, Rank, greedy_masks
 from d3s2.methods.photographs import (
     FACILITY_LOCATION,
@@ -27,7 +28,7 @@ from d3s2.methods.photographs import (
     rare_class_masks,
     uniform_masks,
 )
-from d3s2.methods.protocol import Method
+from d3s2.methods.sfm import FlowMatched
 from d3s2.methods.unidd import LAMBDA, FilterAndRelabel, classes_alone, nothing
 from d3s2.methods.world import World
 from d3s2.selection import Ranking
@@ -117,6 +118,8 @@ def _painters() -> list[Method]:
             rank=EditsMasks(),
             also=frozenset({"images", "proxy"}),
         ),
+        FlowMatched(),
+        _diver("sfm"),
         _diver("d3s2"),
         _diver("random"),
     ]

@@ -34,7 +34,7 @@ PICTURE, RECORD, OVERVIEW = "default_run.png", "default_run.json", "overview.png
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleRun:
     """What a run gave: real images, masks (in colour) and painted images uint8[N, H, W, 3] of the
     same masks; and a record: their ids, the machine, and the table's rows with set, images,
     iterations, miou (percent, one number a training).
@@ -58,7 +58,7 @@ class Example:
         return image_rows(self.rows())
 
 
-def read_example(folder: str | Path | None = None) -> Example:
+def read_example(folder: str | Path | None = None) -> ExampleRun:
     """What `write` left, by default in the checkout. Raises D3S2Error where it is missing."""
     folder = Path(folder or places.notebooks_folder() / "figures")
     record = read_json(folder / RECORD)
@@ -69,10 +69,10 @@ def read_example(folder: str | Path | None = None) -> Example:
     count = len(record["ids"])
     height, width = whole.shape[0] // 3, whole.shape[1] // count
     tiles = whole.reshape(3, height, count, width, 3).swapaxes(1, 2)
-    return Example(*tiles, record)
+    return ExampleRun(*tiles, record)
 
 
-def collect(run_dir: str | Path, count: int = SHOWN) -> Example:
+def collect(run_dir: str | Path, count: int = SHOWN) -> ExampleRun:
     """Gather it from a finished run. Raises D3S2Error where the run has not come to its end."""
     run_dir = Path(run_dir)
     run = read_json(run_dir / "run.json")
@@ -82,7 +82,7 @@ def collect(run_dir: str | Path, count: int = SHOWN) -> Example:
     ids = read_json(run_dir / "distilled" / "card.json")["ids_in_order_of_selection"][:count]
     places_of = [train.ids.index(name) for name in ids]
     made = [distilled.ids.index(name) for name in ids]
-    return Example(
+    return ExampleRun(
         real=np.stack([train.read_image(i) for i in places_of]),
         masks=np.stack([colorize(train.read_labels(i), train.palette) for i in places_of]),
         painted=np.stack([distilled.read_image(i) for i in made]),
@@ -90,7 +90,7 @@ def collect(run_dir: str | Path, count: int = SHOWN) -> Example:
     )
 
 
-def write(example: Example, folder: str | Path) -> list[Path]:
+def write(example: ExampleRun, folder: str | Path) -> list[Path]:
     """Write the three files; returns their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

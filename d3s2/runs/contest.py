@@ -10,7 +10,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.held_out import open_test
-from d3s2.methods.comparison import Contest, Trainings, budgets_in, measure
+from d3s2.methods.comparison import Contest, Series, budgets_in, measure
 from d3s2.methods.intervals import read_measurement, table
 from d3s2.methods.table import METHODS, find
 from d3s2.methods.world import Networks, SelectionRule, Shared
@@ -91,7 +91,7 @@ def compare(
     """
     rows = [find(name) for name in methods]
     sizes = [budget_size(budget, len(contest.shared.train)) for budget in budgets]
-    measure(contest, out, Trainings(rows, sizes, list(seeds), distillations), command)
+    measure(contest, out, Series(rows, sizes, list(seeds), distillations), command)
 
 
 def report(out: Path, against: Sequence[str] = ("random", "balanced", "unguided")) -> str:

@@ -20,7 +20,7 @@ from d3s2.methods import comparison
 from d3s2.methods.comparison import (
     HEADER,
     Contest,
-    Trainings,
+    Series,
     budgets_in,
     class_thirds,
     earlier,
@@ -59,7 +59,7 @@ def contest(world, scenes, tmp_path) -> Contest:
 
 @pytest.fixture
 def quick(monkeypatch) -> list[list[TrainingJob]]:
-    """Trainings whose score follows from their job; the lists in which they were asked for."""
+    """Series whose score follows from their job; the lists in which they were asked for."""
     asked: list[list[TrainingJob]] = []
 
     def trained(jobs, parallel):
@@ -85,7 +85,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 def test_a_line_a_training_with_its_facts_beside(contest, quick, tmp_path):
     out = tmp_path / "out.csv"
-    measure(contest, out, Trainings([RANDOM, PLAIN, BALANCED], [4, 2], [0, 1]), "d3s2 compare")
+    measure(contest, out, Series([RANDOM, PLAIN, BALANCED], [4, 2], [0, 1]), "d3s2 compare")
     rows = rows_of(out)
     assert list(rows[0]) == list(HEADER) and len(rows) == 12
     assert [(row["method"], row["budget"], row["seed"]) for row in rows[:4]] == [
@@ -98,7 +98,7 @@ def test_a_line_a_training_with_its_facts_beside(contest, quick, tmp_path):
     assert [row["distillation"] for row in rows if row["method"] == "plain"] == list("0101")
     assert all(int(row["images"]) == int(row["budget"]) for row in rows)
     assert all(0 <= float(row["judge"]) <= 1 for row in rows)
-    painted = [row for row in rows if row["method"] == "plain"]
+    painted = [row for row in rows if row["method"] == "plain" and row["budget"] == "4"]
     assert all(row["evaluations_an_image"] == "5.0" for row in painted)
     facts = json.loads(out.with_suffix(".json").read_text())
     assert facts["iterations"] == 2 and facts["judged_images"] == 3 and facts["split"] == "train"
@@ -114,7 +114,7 @@ def test_a_line_a_training_with_its_facts_beside(contest, quick, tmp_path):
 
 
 def test_pairs_share_masks_order_and_seed(contest, quick, tmp_path):
-    plan = Trainings([BALANCED, PLAIN, RANDOM, OVER], [4], [5])
+    plan = Series([BALANCED, PLAIN, RANDOM, OVER], [4], [5])
     measure(contest, tmp_path / "out.csv", plan)
     (jobs,) = quick
     by_name = {job.name: job for job in jobs}
@@ -127,10 +127,10 @@ def test_pairs_share_masks_order_and_seed(contest, quick, tmp_path):
 
 def test_a_second_call_adds_rows_and_distils_nothing_again(contest, quick, tmp_path):
     out = tmp_path / "out.csv"
-    measure(contest, out, Trainings([RANDOM], [4], [0]))
+    measure(contest, out, Series([RANDOM], [4], [0]))
     sets = contest.shared.work / "sets"
     before = {path: path.stat().st_mtime_ns for path in sets.rglob("*")}
-    measure(contest, out, Trainings([PLAIN, RANDOM], [4], [0, 1]))
+    measure(contest, out, Series([PLAIN, RANDOM], [4], [0, 1]))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert [(row["method"], row["seed"]) for row in rows_of(out)] == [
         ("random", "0"),
@@ -140,7 +140,7 @@ def test_a_second_call_adds_rows_and_distils_nothing_again(contest, quick, tmp_p
     ]
     longer = replace(contest, template=replace(contest.template, iterations=3))
     with pytest.raises(D3S2Error, match="measured with iterations 2, now it is 3: give another"):
-        measure(longer, out, Trainings([RANDOM], [4], [0]))
+        measure(longer, out, Series([RANDOM], [4], [0]))
 
 
 def test_what_is_interrupted_leaves_whole_pairs(contest, quick, tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_what_is_interrupted_leaves_whole_pairs(contest, quick, tmp_path, monkey
 
     monkeypatch.setattr(comparison, "train_all", dies_at_seed_1)
     with pytest.raises(KeyboardInterrupt):
-        measure(contest, out, Trainings([RANDOM, BALANCED], [4], [0, 1]))
+        measure(contest, out, Series([RANDOM, BALANCED], [4], [0, 1]))
     assert [(row["method"], row["seed"]) for row in rows_of(out)] == [
         ("random", "0"),
         ("balanced", "0"),
@@ -163,7 +163,7 @@ def test_what_is_interrupted_leaves_whole_pairs(contest, quick, tmp_path, monkey
 
 def test_sets_are_shared_on_request(contest, quick, tmp_path):
     out = tmp_path / "out.csv"
-    measure(contest, out, Trainings([RANDOM], [4], [0, 1, 2], distillations=2))
+    measure(contest, out, Series([RANDOM], [4], [0, 1, 2], distillations=2))
     assert [row["distillation"] for row in rows_of(out)] == ["0", "1", "0"]
     (first, *_, last) = [jobs[0] for jobs in quick]
     assert first.train_root == last.train_root and first.work_dir != last.work_dir
@@ -198,7 +198,7 @@ def test_thirds_go_from_the_most_to_the_least_frequent_class(contest):
 def test_another_split_and_no_judge(contest, quick, tmp_path):
     out = tmp_path / "out.csv"
     blind = replace(contest, judge=None)
-    measure(blind, out, Trainings([RANDOM], [4], [0]))
+    measure(blind, out, Series([RANDOM], [4], [0]))
     assert rows_of(out)[0]["judge"] == ""
     assert earlier(out, {"split": "train"})["random", 4, 0][0] == "random"
     with pytest.raises(D3S2Error, match="measured with split train, now it is test"):
@@ -211,6 +211,6 @@ def test_a_real_training_on_a_real_set(tmp_path, contest):
     small_scenes(folder, 4)
     write_split(folder, "val", 2)
     out = tmp_path / "out.csv"
-    measure(contest, out, Trainings([BALANCED], [3], [0]))
+    measure(contest, out, Series([BALANCED], [3], [0]))
     (row,) = rows_of(out)
     assert 0 <= float(row["miou"]) <= 100 and row["images"] == "3"

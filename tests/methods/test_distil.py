@@ -13,9 +13,9 @@ from d3s2.data.folder import open_folder
 from d3s2.guidance.painting import Recipe
 from d3s2.guidance.sampler import Guidance
 from d3s2.methods.distil import described, distil, place_of, read_bill, with_set
+from d3s2.methods.method import ByExamples, Example
 from d3s2.methods.painted import Painted, greedy_masks
 from d3s2.methods.photographs import Photographs, random_masks
-from d3s2.methods.protocol import ByExamples, Example
 from d3s2.methods.unidd import FilterAndRelabel, classes_alone
 
 PAINTED = Painted("mine", "", Recipe(steps=5, group=4))

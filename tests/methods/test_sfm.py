@@ -13,7 +13,7 @@ from d3s2.core.files import read_json
 from d3s2.data.folder import open_folder
 from d3s2.data.tensors import to_uint8
 from d3s2.methods.distil import distil, place_of, read_bill
-from d3s2.methods.protocol import Method
+from d3s2.methods.method import Method
 from d3s2.methods.set_optimisation import CHECKPOINT, SAVE_EVERY, PyramidOptions, optimise_set
 from d3s2.methods.sfm import FlowMatched
 

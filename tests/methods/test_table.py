@@ -10,8 +10,9 @@ import pytest
 from d3s2.core.errors import D3S2Error
 from d3s2.data.folder import open_folder
 from d3s2.methods import table
+from d3s2.methods.method import ByExamples, Method
 from d3s2.methods.painted import Painted
-from d3s2.methods.protocol import ByExamples, Method
+from d3s2.methods.sfm import FlowMatched
 from d3s2.methods.table import METHODS, find, register
 from d3s2.methods.world import USES
 
@@ -20,6 +21,8 @@ def short(method: Method) -> Method:
     """The same in a few steps."""
     if isinstance(method, Painted):
         return replace(method, recipe=replace(method.recipe, steps=5))
+    if isinstance(method, FlowMatched):
+        return replace(method, options=replace(method.options, steps=30))
     return method
 
 

@@ -57,12 +57,14 @@ def test_pictures_of_different_sizes_are_refused() -> None:
 
 # ------------------------------------------------------------------------------------- the overview
 @pytest.fixture(scope="module")
-def example() -> overview.Example:
+def example() -> overview.ExampleRun:
     stacks = RNG.integers(0, 256, (3, 5, 6, 8, 3), dtype=np.uint8)
-    return overview.Example(*stacks, {"ids": list("abcde"), "machine": "a CPU", "rows": []})
+    return overview.ExampleRun(*stacks, {"ids": list("abcde"), "machine": "a CPU", "rows": []})
 
 
-def test_an_example_comes_back_as_it_was_written(example: overview.Example, tmp_path: Path) -> None:
+def test_an_example_comes_back_as_it_was_written(
+    example: overview.ExampleRun, tmp_path: Path
+) -> None:
     paths = overview.write(example, tmp_path / "figures")
     assert [path.name for path in paths] == ["default_run.png", "default_run.json", "overview.png"]
     read = overview.read_example(tmp_path / "figures")
@@ -72,7 +74,7 @@ def test_an_example_comes_back_as_it_was_written(example: overview.Example, tmp_
     assert paths[2].read_bytes() == example.draw()._repr_png_()
 
 
-def test_a_missing_picture_is_named(example: overview.Example, tmp_path: Path) -> None:
+def test_a_missing_picture_is_named(example: overview.ExampleRun, tmp_path: Path) -> None:
     overview.write(example, tmp_path)
     (tmp_path / overview.PICTURE).unlink()
     with pytest.raises(D3S2Error, match=r"default_run.png is missing: python -m"):

@@ -12,7 +12,7 @@ from PIL import Image
 from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import IGNORE
 from d3s2.data.folder import open_folder
-from d3s2.methods.protocol import ByExamples, Example, Method, checked_selection
+from d3s2.methods.method import ByExamples, Example, Method, checked_selection
 
 
 class Inverted(ByExamples):
