@@ -301,7 +301,7 @@ def sample(
         noise: float[B, D, h, w], of the generator's `noise_shape`.
         layout: int64[B, H, W]; classes: float[B, C] (see `LayoutUNet.forward`).
         losses: see `Losses`; those without a scale are measured in the window but do not steer.
-        clip: keep the predicted clean image in [-1, 1], and the noise consistent; latents never are.
+        clip: keep the predicted clean image in [-1, 1], the noise with it; latents never are.
         fresh: noise for eta > 0 and recurrence > 1, shaped as `noise`, at each call: a
             `NoiseStream` that `noise` came from.
         start: where to begin; None = pure noise and the first step. nudge: see `Nudge`.
