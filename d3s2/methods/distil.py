@@ -60,10 +60,10 @@ def distil(method: Method, world: World) -> Path:
         return folder
     before = len(list(folder.glob("records/*.json")))
     machine.forget_peak_memory()
-    began = time.perf_counter()
-    with _counted(world) as evaluations:
+    began, for_all = time.perf_counter(), world.shared.spent
+    with _counted(world, method) as evaluations:
         method.write(seen, folder)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began - (world.shared.spent - for_all)
     made = open_folder(folder, "train")
     new = max(1, len(made) - before)
     if not (folder / "card.json").is_file():
@@ -148,10 +148,10 @@ def _card(method: Method, world: World, ids: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _counted(world: World) -> Iterator[list[int]]:
+def _counted(world: World, method: Method) -> Iterator[list[int]]:
     """Counts the images that the generator is asked about, in the one number of the list."""
     count = [0]
-    if "generator" not in world.declared:
+    if "generator" not in method.uses:
         yield count
         return
     network = world.shared.networks.generator.unet

@@ -8,7 +8,9 @@ the distilled sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,11 +68,14 @@ class Shared:
     work: Path
     load: Callable[[], Networks]
     rule: SelectionRule = field(default_factory=SelectionRule)
+    spent: float = 0.0
+    """Seconds that went into what all methods share: no single one is billed for them."""
 
     @cached_property
     def networks(self) -> Networks:
         """Generator and proxy."""
-        return self.load()
+        with self._for_all():
+            return self.load()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -80,7 +85,8 @@ class Shared:
     @cached_property
     def counts(self) -> PixelCounts:
         """Chapter 01: pixels of each class in each mask."""
-        return count_pixels(self.train, progress=False)
+        with self._for_all():
+            return count_pixels(self.train, progress=False)
 
     @cached_property
     def presence(self) -> sparse.csr_array:
@@ -97,7 +103,8 @@ class Shared:
         """Chapter 01: statistics of the proxy's features by class; kept on disk."""
         path = self.place("moments", "d3s2.statistics.features")
         if not path.is_file():
-            feature_statistics(self.train, self.networks.proxy, progress=False).save(path)
+            with self._for_all():
+                feature_statistics(self.train, self.networks.proxy, progress=False).save(path)
         return ClassMoments.load(path)
 
     @cached_property
@@ -109,8 +116,16 @@ class Shared:
         """An array that costs a pass over the data, made once; module: whose code makes it."""
         path = self.place(name, module)
         if not path.is_file():
-            write_npz(path, values=make())
+            with self._for_all():
+                write_npz(path, values=make())
         return load_npz(path, ("values",))["values"]
+
+    @contextmanager
+    def _for_all(self) -> Iterator[None]:
+        """The time inside is nobody's own; what is inside of something inside counts once."""
+        before, began = self.spent, time.perf_counter()
+        yield
+        self.spent = before + time.perf_counter() - began
 
     def place(self, name: str, module: str) -> Path:
         """The file of something made of the data and the networks by this code."""

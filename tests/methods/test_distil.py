@@ -12,10 +12,11 @@ from d3s2.core.errors import D3S2Error
 from d3s2.data.folder import open_folder
 from d3s2.guidance.painting import Recipe
 from d3s2.guidance.sampler import Guidance
+from d3s2.methods.coresets import k_center
 from d3s2.methods.distil import described, distil, place_of, read_bill, with_set
 from d3s2.methods.method import ByExamples, Example
 from d3s2.methods.painted import Painted, greedy_masks
-from d3s2.methods.photographs import Photographs, random_masks
+from d3s2.methods.photographs import InFeatureSpace, Photographs, random_masks
 from d3s2.methods.unidd import FilterAndRelabel, classes_alone
 
 PAINTED = Painted("mine", "", Recipe(steps=5, group=4))
@@ -107,6 +108,25 @@ def test_the_bill_counts_what_the_generator_was_asked(own):
     assert read_bill(distil(CHOSEN, own)).evaluations_an_image == 0
     network = own.shared.networks.generator.unet
     assert not network._forward_pre_hooks  # nothing goes on counting
+
+
+def test_what_all_methods_share_is_on_nobodys_bill(own, monkeypatch):
+    """The first method that asks for statistics or embeddings pays no more than the second."""
+    clock = [0.0]
+
+    def slow(train, proxy):
+        clock[0] += 1000
+        return np.eye(12)
+
+    shared = replace(own.shared, work=own.shared.work / "anew", spent=0.0)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("d3s2.methods.photographs.embeddings", slow)
+    space = Photographs("space", InFeatureSpace(k_center), also=frozenset({"proxy"}))
+    world = replace(own, shared=shared)
+    assert read_bill(distil(space, world)).seconds_an_image == 0
+    assert shared.spent == 1000
+    shared.kept("other", "d3s2.methods.embeddings", lambda: slow(None, None))
+    assert shared.spent == 2000
 
 
 def test_a_card_says_what_a_stranger_needs(own, scenes):
