@@ -18,6 +18,7 @@ from d3s2.methods.flow_matching import (
     flow,
     flow_distance,
     flow_matching,
+    layer_numbers,
 )
 from d3s2.statistics.features import ClassMoments, soft_masks
 
@@ -201,6 +202,23 @@ def test_a_class_below_half_a_cell_or_unknown_is_in_neither_flow() -> None:
     s = (targets.scale[0] + 1e-6).sqrt()
     fake, real = (flow(mean / s, present) for mean in (found.mean, targets.mean[0]))
     assert losses[0].item() == pytest.approx(flow_distance(fake, real).item())
+
+
+def test_two_classes_are_enough_for_a_flow() -> None:
+    features, labels = a_batch(17)
+    targets = targets_of([random(18, 3, D, H, W)], labels)
+    only = labels.where(labels < 2, 255)
+    s = (targets.scale[0] + 1e-6).sqrt()
+    ways = [mean[0] - mean[1] for mean in (centres_of(features, only).mean, targets.mean[0])]
+    found = flow_matching([centres_of(features, only)], targets).item()
+    assert found == pytest.approx(1 - F.cosine_similarity(*(way / s for way in ways), dim=0).item())
+
+
+def test_layers_are_taken_by_name_in_the_order_asked() -> None:
+    names = ("encoder1", "encoder2", "encoder3", "decoder")
+    assert layer_numbers(names, ("encoder3", "encoder1")) == (2, 0)
+    assert layer_numbers(names) == (1, 2)
+    assert layer_numbers(("encoder1", "decoder")) == (0, 1)
 
 
 def test_a_set_of_one_class_has_no_loss_and_a_gradient_of_zero() -> None:

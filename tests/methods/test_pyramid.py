@@ -75,6 +75,8 @@ def test_new_levels_come_in_while_the_sum_keeps_its_size() -> None:
         assert abs(count * pyramid.levels[-1].std() - 1) < 0.1
     with pytest.raises(D3S2Error, match="4 x 8 pixels has 4 levels"):
         pyramid.grow()
+    again, other = (Pyramid(200, (4, 8), torch.eye(3), seed) for seed in (3, 4))
+    assert torch.equal(again.levels[0], first) and not torch.equal(other.levels[0], first)
 
 
 def test_images_are_the_released_sigmoid_of_the_mixed_sum() -> None:
@@ -163,7 +165,8 @@ def test_views_are_drawn_over_their_ranges() -> None:
     assert 0.47 < (drawn.noise > 0).float().mean() < 0.53
     inside = across < 1
     edges = drawn.theta[:, 0, 2].abs() + across
-    assert edges[inside].max() <= 1 + 1e-6 and edges[inside].max() > 0.99  # up to the border
+    assert edges[inside].max() <= 1 + 1e-6 and edges[across < 0.7].max() > 0.99  # to the border
+    assert edges[across < 0.7].min() < 0.72
     assert (~inside).any() and (drawn.theta[:, 0, 1] == 0).all()
     covers = across - drawn.theta[:, 0, 2].abs()
     assert covers[~inside].min() >= 1 - 1e-6  # all of the image's width
