@@ -36,7 +36,7 @@ UNSEEDED = re.compile(
     re.MULTILINE,
 )
 CLOSING = ("Summary", "Quiz", "Exercises", "Further reading")
-NOTATION = ("00", "01", "02", "03", "04", "A1", "A2")
+NOTATION = ("00", "01", "02", "03", "04", "A1", "A2", "B3")
 """Notebooks that use the one table of symbols and link to it."""
 
 Notebook = Any
@@ -70,8 +70,8 @@ def header(path: Path, notebook: Notebook) -> Iterator[str]:
     ):
         yield "the first cell has no table of time and memory"
     names = sorted(
-        other.name for other in path.parent.glob("[0-9A][0-9]_*.ipynb")
-    )  # appendices A1, A2 come last
+        other.name for other in path.parent.glob("[0-9AB][0-9]_*.ipynb")
+    )  # appendices A1, A2, B3 come last
     place = names.index(path.name)
     for neighbour in (
         names[place - 1] if place else None,
