@@ -36,7 +36,7 @@ UNSEEDED = re.compile(
     re.MULTILINE,
 )
 CLOSING = ("Summary", "Quiz", "Exercises", "Further reading")
-NOTATION = ("00", "01", "02", "03", "04", "A1", "A2", "B3")
+NOTATION = ("00", "01", "02", "03", "04", "A1", "A2", "B3", "B4")
 """Notebooks that use the one table of symbols and link to it."""
 
 Notebook = Any
@@ -71,7 +71,7 @@ def header(path: Path, notebook: Notebook) -> Iterator[str]:
         yield "the first cell has no table of time and memory"
     names = sorted(
         other.name for other in path.parent.glob("[0-9AB][0-9]_*.ipynb")
-    )  # appendices A1, A2, B3 come last
+    )  # appendices come last: A1, A2, then B, of one method each
     place = names.index(path.name)
     for neighbour in (
         names[place - 1] if place else None,
@@ -122,8 +122,15 @@ def parameters(path: Path, notebook: Notebook) -> Iterator[str]:
         yield f"open_run(globals(){begin}) is not called"
 
 
-OWN_ROOM = {"00": "runs", "01": "statistics", "02": "selection", "03": "guidance", "04": "training"}
-"""The room of each chapter's code; appendices have `studies`."""
+OWN_ROOM = {
+    "00": "runs",
+    "01": "statistics",
+    "02": "selection",
+    "03": "guidance",
+    "04": "training",
+    "B4": "methods",
+}
+"""The room of each chapter's code; appendices A have `studies`."""
 MOST_OTHER_ROOMS = 3
 
 

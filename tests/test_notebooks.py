@@ -28,7 +28,12 @@ NAMES = (
     "03_guided_sampling",
     "04_train_mask2former",
 )
-APPENDICES = ("A1_what_pays", "A2_runs_and_stages", "B3_sfm")  # not part of `d3s2 run`
+APPENDICES = (  # not part of `d3s2 run`
+    "A1_what_pays",
+    "A2_runs_and_stages",
+    "B3_sfm",
+    "B4_edits",
+)
 
 
 def notebook_path(name: str) -> Path:

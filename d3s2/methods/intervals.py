@@ -60,6 +60,15 @@ class Compared:
             return "not told apart"
         return "higher" if self.difference.mean > 0 else "lower"
 
+    def sentence(self, name: str) -> str:
+        """A line that says what a difference of this name allows to say, and no more.
+
+        A null result is no equality: the interval stands beside "not told apart".
+        """
+        found = self.difference
+        chance = "" if np.isnan(found.p) else f", p {self.corrected:.3f} corrected"
+        return f"{name:24s} {found!s:>13s}  {found.units:2d} units{chance:21s}  {self}"
+
 
 def student(values: Sequence[float]) -> Difference:
     """The mean of independent values with Student's t interval; infinite for a single one.
@@ -269,16 +278,6 @@ def _spread(found: Measurement, arm: str) -> str:
     means = found.means(arm)
     deviation = f" ± {np.std(means, ddof=1):.1f}" if len(means) > 1 else ""
     return f"{np.mean(means):.1f}{deviation}"
-
-
-def sentence(name: str, one: Compared) -> str:
-    """A line that says what a difference allows to say, and no more.
-
-    A null result is no equality: the interval stands beside "not told apart".
-    """
-    found = one.difference
-    chance = "" if np.isnan(found.p) else f", p {one.corrected:.3f} corrected"
-    return f"{name:24s} {found!s:>13s}  {found.units:2d} units{chance:21s}  {one}"
 
 
 def caption(found: Measurement, arms: Iterable[str], family: int, what: str = "mIoU") -> str:

@@ -30,7 +30,7 @@ def multi_hot(texts: Sequence[str]) -> np.ndarray:
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    vectorizer = CountVectorizer(analyzer=units, binary=True, max_features=MOST_UNITS)
+    vectorizer = CountVectorizer(analyzer=units, max_features=MOST_UNITS)
     try:
         return vectorizer.fit_transform(texts).toarray().astype(np.float64)
     except ValueError as error:  # an empty vocabulary
