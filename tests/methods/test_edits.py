@@ -4,6 +4,7 @@ captions do to it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from sklearn.neighbors import LocalOutlierFactor
 from small_scenes import small_scenes
 
 from d3s2.core.errors import D3S2Error
@@ -21,6 +23,7 @@ from d3s2.data.dataset import SegmentationDataset
 from d3s2.methods import edits
 from d3s2.methods.captions import TemplateCaptioner, mentions, tokens
 from d3s2.methods.edits import Cluster, Edits, Prototype, groups, inliers, prototypes
+from d3s2.methods.towers import fused, multi_hot, two_towers
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.statistics.pixels import PixelCounts, count_pixels
 
@@ -80,9 +83,11 @@ def test_as_many_clusters_as_points_are_the_points() -> None:
 
 def test_equal_points_are_one_cluster_and_its_medoid_the_first() -> None:
     same = np.ones((6, 2))
-    (found,) = prototypes(same, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of fewer points than clusters
+        (found,) = prototypes(same, 3)
+        two = prototypes(np.array([[0.0], [1.0], [1.0], [0.0], [0.0]]), 4)
     assert found.medoid == 0 and found.near.tolist() == [0, 1, 2, 3, 4]
-    two = prototypes(np.array([[0.0], [1.0], [1.0], [0.0], [0.0]]), 4)
     assert [cluster.medoid for cluster in two] == [0, 1]
 
 
@@ -92,7 +97,14 @@ def test_no_contamination_keeps_all_and_some_leaves_out_the_farthest() -> None:
     assert inliers(points, 0.03).tolist() == list(range(29))
     assert len(inliers(points, 0.5)) == 15
     assert inliers(points[:2], 0.5).tolist() == [0, 1]
-    assert len(inliers(points[:5], 0.2)) == 4  # fewer than ten neighbours
+    ten = LocalOutlierFactor(10, contamination=0.2).fit_predict(points)
+    two = LocalOutlierFactor(2, contamination=0.2).fit_predict(points)
+    assert (inliers(points, 0.2).tolist() == np.flatnonzero(ten > 0).tolist()) and (
+        ten != two
+    ).any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of fewer points than neighbours
+        assert len(inliers(points[:5], 0.2)) == 4
 
 
 # --------------------------------------------------------------------------------------- the groups
@@ -181,6 +193,18 @@ def test_what_a_group_lacks_is_taken_from_the_next_and_at_last_from_all() -> Non
     assert sorted(p.index for p in same) == list(range(10))
 
 
+def test_what_is_left_out_as_an_outlier_is_in_no_cluster() -> None:
+    rng = np.random.default_rng(5)
+    images = rng.normal(size=(40, 3))
+    texts = [f"word{number}, thing{number}" for number in rng.integers(0, 6, 40)]
+    method = Edits(contamination=0.4, near=40)
+    v, t = two_towers(images, multi_hot(texts))
+    kept = inliers(fused(v, t), 0.4)
+    assert len(kept) == 24
+    found = method.choose_among(images, texts, counts_of([[1]] * 40), 3)
+    assert sorted(np.concatenate([p.near for p in found]).tolist()) == kept.tolist()
+
+
 def test_shuffled_captions_change_the_selection(
     world: SimpleNamespace, chosen: list[Prototype]
 ) -> None:
@@ -260,6 +284,16 @@ def test_a_language_model_of_the_users_gets_the_class_and_the_captions(
         assert mentions(text, world.train.classes[train_id].name)
     filled_up = method.text(world.train, found._replace(group=-1))
     assert filled_up.startswith("3 views of a scene with")
+
+
+def test_where_not_all_names_fit_the_groups_class_is_named_all_the_same() -> None:
+    classes = [SimpleNamespace(name=f"long{letter}" * 6) for letter in "abcdefghijkl"]
+    labels = np.repeat(np.arange(12, dtype=np.uint8), range(24, 0, -2))[None]
+    train = SimpleNamespace(classes=classes, read_labels=lambda index: labels)
+    found = Prototype(0, np.array([0]), 11, ("a view",))
+    text = Edits().text(train, found)
+    told = [mentions(text, info.name) for info in classes]
+    assert told[11] and told[:4] == [True] * 4 and not all(told) and tokens(text) <= 77
 
 
 def test_a_captioner_of_the_users_is_asked_once_an_image(world: SimpleNamespace) -> None:

@@ -91,6 +91,7 @@ def test_labels_below_the_floor_are_ignored(seed: int) -> None:
         assert torch.equal(labels == IGNORE, sure < floor)
         assert torch.equal(labels[sure >= floor], logits.argmax(1)[sure >= floor])
     assert torch.equal(relabel(logits), relabel(logits, 0.0))
+    assert not relabel(logits[:, :1], 1.0).any()  # of a single class all is certain
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.5, math.nan])
