@@ -65,6 +65,13 @@ ROOMS = {
         "guidance/losses.py guidance/sampler.py guidance/painting.py guidance/quality.py",
         "guidance",
     ),
+    "methods": Room(
+        "methods/captions.py methods/comparison.py methods/coresets.py methods/distil.py "
+        "methods/diver.py methods/edits.py methods/embeddings.py methods/flow_matching.py "
+        "methods/inheritance.py methods/method.py methods/painted.py methods/pyramid.py "
+        "methods/refinement.py methods/towers.py methods/unidd.py methods/world.py",
+        "methods",
+    ),
     "training": Room(
         "training/evaluation.py training/loop.py training/job.py training/reuse.py", "training"
     ),

@@ -158,16 +158,13 @@ class World:
         return replace(self, declared=uses, method=method)
 
     def _take(self, what: str) -> Shared:
-        if what not in self.declared:
-            raise D3S2Error(
-                f"{self.method} takes {USES[what]} without saying so: add {what!r} to its `uses`."
-            )
+        _require(what, self.declared, self.method)
         return self.shared
 
     @property
     def train(self) -> SegmentationDataset:
         """The training split; what was not declared of it cannot be read."""
-        return _Declared(self, self.shared.train)  # type: ignore[return-value]
+        return _Declared(self.shared.train, self.declared, self.method)  # type: ignore[return-value]
 
     @property
     def counts(self) -> PixelCounts:
@@ -205,9 +202,11 @@ class World:
         return self._take("generator").networks.generator
 
     def kept(self, name: str, module: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """An array that a pass over the data costs, made once for all methods; module: whose code
-        makes it.
+        """An array that a pass of the proxy over the photographs costs, made once for all methods;
+        module: whose code makes it.
         """
+        self._take("images")
+        self._take("proxy")
         return self.shared.kept(name, module, make)
 
     def first_set(self, name: str) -> Path:
@@ -219,23 +218,34 @@ class World:
         return self.sets[name]
 
 
+def _require(what: str, declared: frozenset[str], method: str) -> None:
+    """Raise D3S2Error unless a method declared that it uses this."""
+    if what not in declared:
+        raise D3S2Error(
+            f"{method} takes {USES[what]} without saying so: add {what!r} to its `uses`."
+        )
+
+
 class _Declared:
     """The training split, or a part of it, as far as a method declared it."""
 
-    def __init__(self, world: World, dataset: SegmentationDataset) -> None:
-        self._world = world
+    def __init__(self, dataset: SegmentationDataset, declared: frozenset[str], method: str) -> None:
         self._dataset = dataset
+        self._declared = declared
+        self._method = method
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # while it is copied, or travels to a worker
+            raise AttributeError(name)
         if name == "read_image":
-            self._world._take("images")
+            _require("images", self._declared, self._method)
         if name == "read_labels":
-            self._world._take("masks")
+            _require("masks", self._declared, self._method)
         return getattr(self._dataset, name)
 
     def subset(self, indices: Any) -> _Declared:
         """Part of it, with the same bounds."""
-        return _Declared(self._world, self._dataset.subset(indices))
+        return _Declared(self._dataset.subset(indices), self._declared, self._method)

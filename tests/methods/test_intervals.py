@@ -17,7 +17,6 @@ from d3s2.methods.intervals import (
     holm,
     paired_difference,
     read_measurement,
-    sentence,
     student,
     table,
     winner,
@@ -203,8 +202,8 @@ def test_words_follow_from_the_numbers(measured):
     family = measured.against("real")
     assert str(family["new"]) == "higher" and str(family["random"]) == "lower"
     assert str(family["old"]) == "not told apart"  # 10 higher, but two sets
-    assert "2 units" in sentence("old", family["old"])
-    assert sentence("old", family["old"]).endswith("not told apart")
+    assert "2 units" in family["old"].sentence("old")
+    assert family["old"].sentence("old").endswith("not told apart")
     assert "distillations" in caption(measured, ["old", "real"], 3)
     assert "over 2 " in caption(measured, ["old", "new", "real"], 3)
     assert "over 4 draws" in caption(measured, ["random", "real"], 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +35,25 @@ def test_a_method_sees_what_it_declares_and_nothing_else(world, what):
     others = frozenset(USES) - {use}
     with pytest.raises(D3S2Error, match=f"^mine takes {USES[use]} without.*add '{use}'"):
         ASKED[what](world.seen_by("mine", others))
+
+
+def test_what_another_method_made_of_the_photographs_is_theirs_too(world):
+    def points():
+        return np.arange(2.0)
+
+    name = ("seen", "d3s2.methods.embeddings", points)
+    world.kept(*name)
+    for missing in ("images", "proxy"):
+        with pytest.raises(D3S2Error, match=f"add '{missing}'"):
+            world.seen_by("mine", frozenset(USES) - {missing}).kept(*name)
+
+
+def test_a_declared_split_travels_to_a_worker(world):
+    seen = copy.copy(world.seen_by("mine", frozenset({"masks"})).train)
+    there = pickle.loads(pickle.dumps(seen))  # noqa: S301 - written by ourselves
+    assert (there.read_labels(0) == world.train.read_labels(0)).all()
+    with pytest.raises(D3S2Error, match="add 'images'"):
+        there.read_image(0)
 
 
 def test_ids_classes_and_sizes_are_no_secret(world, scenes):
