@@ -192,7 +192,7 @@ def test_the_loss_falls_and_every_pixel_is_reached(world: SimpleNamespace) -> No
 
 
 def test_levels_begin_one_by_one_with_a_new_adam(world: SimpleNamespace) -> None:
-    work = begun(world, PyramidOptions(steps=40, growth=0.05))
+    work = begun(world, PyramidOptions(steps=20, growth=0.1))
     counts = []
     for _ in range(16):
         work.advance()
@@ -200,7 +200,7 @@ def test_levels_begin_one_by_one_with_a_new_adam(world: SimpleNamespace) -> None
         ages = {int(state["step"]) for state in work.adam.state.values()}
         assert ages == {min((work.step - 1) % 2 + 1, 2) if counts[-1] < 7 else work.step - 12}
     assert counts == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 7, 7]
-    assert work.adam.param_groups[0]["lr"] == pytest.approx(10 / 40)
+    assert work.adam.param_groups[0]["lr"] == pytest.approx(10 / 20)
 
 
 def test_altering_one_image_changes_the_gradient_of_another(world: SimpleNamespace) -> None:
@@ -222,19 +222,36 @@ def test_in_chunks_loss_and_gradient_are_the_same(world: SimpleNamespace, chunk:
     assert parts._gradients() == pytest.approx(whole._gradients(), rel=1e-5)
 
 
-def test_views_and_labels_are_those_of_the_goal(world: SimpleNamespace) -> None:
-    """Without augmentation the loss is that of the plain images, by the definition."""
-    options = PyramidOptions(steps=12, augment=False, layers=("encoder3", "encoder1"))
-    work = begun(world, options)
-    features = world.proxy(work.images()).features
+def loss_of(work: SetOptimisation, images: Tensor, labels: Tensor) -> float:
+    """The loss of these images and labels, by the definition."""
+    features = work.goal.proxy(images).features
     found = [
-        class_centres(features[n], soft_masks(work.goal.labels, 20, features[n].shape[2:]))
-        for n in (2, 0)
+        class_centres(features[n], soft_masks(labels, 20, features[n].shape[2:]))
+        for n in work.goal.layers
     ]
-    expected = flow_matching(found, work.goal.targets, [2, 0]).item()
+    return flow_matching(found, work.goal.targets, work.goal.layers).item()
+
+
+def test_without_augmentation_the_loss_is_that_of_the_plain_images(world: SimpleNamespace) -> None:
+    work = begun(world, PyramidOptions(steps=12, augment=False, layers=("encoder3", "encoder1")))
+    assert work.goal.layers == (2, 0)
+    expected = loss_of(work, work.images(), work.goal.labels)
     assert work.advance() == pytest.approx(expected, rel=1e-5)
     assert begun(world).goal.layers == (1, 2)  # neither the finest nor the decoder
-    assert begun(world).advance() != pytest.approx(expected, rel=1e-3)
+
+
+def test_every_step_shows_images_and_masks_through_views_of_its_own(world: SimpleNamespace) -> None:
+    work = begun(world, dataclasses.replace(QUICK, growth=1.0))  # one level throughout
+    for step in range(4):
+        views = draw_views(3, QUICK.smallest_crop, QUICK.noise, random_numbers(0, "views", step))
+        noise = [
+            torch.randn(3, 64, 64, generator=random_numbers(0, "noise", step, n)) for n in range(3)
+        ]
+        seen = shown(work.images(), work.goal.labels, views, torch.stack(noise))
+        expected = loss_of(work, *seen)
+        assert work.advance() == pytest.approx(expected, rel=1e-5)
+    whole, part = (work._noise(rows, work.images()) for rows in (slice(0, 3), slice(1, 3)))
+    assert torch.equal(part, whole[1:])
 
 
 def test_a_set_follows_from_its_seed(world: SimpleNamespace, unbroken: Tensor) -> None:
@@ -263,7 +280,8 @@ def test_a_checkpoint_of_something_else_or_damaged_is_not_gone_on_from(
 ) -> None:
     path = tmp_path / CHECKPOINT
     for masks, options in (((0, 2, 4), QUICK), (CHOSEN, dataclasses.replace(QUICK, noise=0.1))):
-        optimise_set(world, masks, options, tmp_path, progress=False)
+        others = optimise_set(world, masks, options, tmp_path, progress=False)[0]
+        assert not torch.equal(others, unbroken)
         images = optimise_set(world, CHOSEN, QUICK, tmp_path, progress=False)[0]
         assert torch.equal(images, unbroken)
     for damage in (path.read_bytes()[:1000], b""):
