@@ -238,6 +238,7 @@ def test_without_augmentation_the_loss_is_that_of_the_plain_images(world: Simple
     expected = loss_of(work, work.images(), work.goal.labels)
     assert work.advance() == pytest.approx(expected, rel=1e-5)
     assert begun(world).goal.layers == (1, 2)  # neither the finest nor the decoder
+    assert torch.equal(work.pyramid.colours, colour_matrix(world.train))
 
 
 def test_every_step_shows_images_and_masks_through_views_of_its_own(world: SimpleNamespace) -> None:
