@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from d3s2.data.folder import open_folder
 from d3s2.guidance.quality import recognition
 from d3s2.methods.distil import distil, read_bill, with_set
 from d3s2.methods.method import Method
+from d3s2.methods.photographs import Photographs
 from d3s2.methods.world import Shared, World
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.training.job import TrainingJob, TrainingResult
@@ -74,6 +76,16 @@ class Series:
         return len(self.methods) * len(self.budgets) * len(self.seeds)
 
 
+class Command(NamedTuple):
+    """What makes a file, for its readers: how it begins, what names the methods, and whether it
+    takes budgets. The other options follow from the rows.
+    """
+
+    begins: str
+    methods: str = "--methods"
+    says_budgets: bool = True
+
+
 @dataclass(frozen=True)
 class Contest:
     """What all methods are compared under.
@@ -112,7 +124,7 @@ class Contest:
         """The folder of a method's set, made on first use."""
         return distil(method, self.world(method, budget, number))
 
-    def job(self, method: Method, budget: int, seed: int, folder: Path) -> TrainingJob:
+    def job(self, method: Method, seed: int, folder: Path) -> TrainingJob:
         """The training on a set with one seed."""
         place = f"{folder.name}-trained-{seed}"
         return replace(
@@ -128,12 +140,11 @@ class Contest:
 
 
 def measure(
-    contest: Contest, out: Path, plan: Series, command: str = ""
+    contest: Contest, out: Path, plan: Series, command: Command | None = None
 ) -> dict[Place, list[object]]:
     """Distil and train what is missing, and write `out`: one line a training (see `HEADER`), and
     beside it, as JSON, how it was measured. Written after each seed of each budget, so that what is
-    interrupted leaves complete pairs. command: the beginning of the one that makes the file, for
-    its readers; the options are added.
+    interrupted leaves complete pairs. Methods come in the order in which the contest knows them.
 
     Raises D3S2Error for an `out` that was measured in another way.
     """
@@ -149,7 +160,7 @@ def measure(
         for seed in plan.seeds:
             for budget in plan.budgets:
                 rows |= _measure_seed(contest, plan, budget, seed)
-                _write(out, rows, facts, command)
+                _write(out, _in_order(rows, list(contest.known)), facts, command)
                 steps.add(len(plan.methods))
     return rows
 
@@ -160,7 +171,7 @@ def _measure_seed(
     """The rows of one seed: all its sets, then all its trainings side by side."""
     number = plan.number(seed)
     folders = {method.name: contest.folder(method, budget, number) for method in plan.methods}
-    jobs = [contest.job(method, budget, seed, folders[method.name]) for method in plan.methods]
+    jobs = [contest.job(method, seed, folders[method.name]) for method in plan.methods]
     results = train_all(jobs, contest.parallel)
     return {
         (method.name, budget, seed): _row(
@@ -179,7 +190,7 @@ def _row(
 ) -> list[object]:
     budget, seed, number = place
     bill = read_bill(folder)
-    own = "generator" in method.uses
+    makes = not isinstance(method, Photographs)
     return [
         method.name,
         budget,
@@ -189,8 +200,8 @@ def _row(
         round(result.miou, 3),
         *(round(value, 2) for value in class_thirds(contest.shared, result.per_class_iou)),
         _judged(contest, folder),
-        bill.seconds_an_image if own else "",
-        bill.evaluations_an_image if own else "",
+        bill.seconds_an_image if makes else "",
+        bill.evaluations_an_image if makes else "",
         bill.peak_mb,
         bill.png_kb,
         contest.template.val_split,
@@ -253,24 +264,33 @@ def earlier(out: Path, facts: Mapping[str, object]) -> dict[Place, list[object]]
     }
 
 
+def _in_order(
+    rows: Mapping[Place, list[object]], known: Sequence[str]
+) -> dict[Place, list[object]]:
+    """By budget, by method, as they are known and others after them, and by seed."""
+    names = [*known, *(name for name, _, _ in rows)]
+    place_of = {name: -number for number, name in reversed(list(enumerate(names)))}
+    order = sorted(rows, key=lambda row: (row[1], -place_of[row[0]], row[2]))
+    return {place: rows[place] for place in order}
+
+
 def _write(
     out: Path,
     rows: Mapping[Place, Sequence[object]],
     facts: Mapping[str, object],
-    command: str,
+    command: Command | None,
 ) -> None:
-    places = dict.fromkeys(name for name, _, _ in rows)
-    order = {name: number for number, name in enumerate(places)}
-    sorted_places = sorted(rows, key=lambda place: (place[1], order[place[0]], place[2]))
-    write_csv(out, [HEADER, *(rows[place] for place in sorted_places)])
-    whole = f"{command} {_options(rows, facts)}" if command else ""
-    write_json(out.with_suffix(".json"), {"command": whole, **facts})
+    write_csv(out, [HEADER, *rows.values()])
+    said = {} if command is None else {"command": _whole(command, rows, facts)}
+    write_json(out.with_suffix(".json"), said | dict(facts))
 
 
-def _options(rows: Mapping[Place, Sequence[object]], facts: Mapping[str, object]) -> str:
-    """The options of a command that makes all these rows."""
+def _whole(
+    command: Command, rows: Mapping[Place, Sequence[object]], facts: Mapping[str, object]
+) -> str:
+    """The command that makes all these rows."""
     names, budgets, seeds = (list(dict.fromkeys(each)) for each in zip(*rows, strict=True))
-    words = ["--methods", *names, "--budgets", ",".join(map(str, sorted(budgets)))]
+    words = ["--budgets", ",".join(map(str, sorted(budgets)))] if command.says_budgets else []
     words += ["--seeds", str(max(seeds) - min(seeds) + 1)]
     if min(seeds):
         words += ["--seeds-from", str(min(seeds))]
@@ -278,4 +298,4 @@ def _options(rows: Mapping[Place, Sequence[object]], facts: Mapping[str, object]
         words += ["--distillations", str(facts["distillations"])]
     if facts["split"] != "val":
         words += ["--split", str(facts["split"])]
-    return shlex.join(words)
+    return f"{command.begins} {shlex.join([*words, command.methods, *names])}"

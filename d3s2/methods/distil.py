@@ -115,6 +115,7 @@ def described(value: Any) -> tuple[Any, set[str]]:
         return str(value), set()
     else:
         names = [field.name for field in fields(value)] if is_dataclass(value) else vars(value)
+        names = [name for name in names if name != "says"]  # words decide nothing
         parts = {name: described(getattr(value, name)) for name in names}
         parts["is"] = _described_code(type(value))
     found = {key: each for key, (each, _) in parts.items()}

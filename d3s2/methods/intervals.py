@@ -198,12 +198,12 @@ class Measurement:
 
 
 def read_measurement(path: Path, command: str, budget: int | None = None) -> Measurement:
-    """A CSV of method (or arm), seed, distillation, miou, seconds_an_image, with its facts in a
+    """A CSV with columns method, seed, distillation, miou, seconds_an_image, and its facts in a
     JSON beside it.
 
-    budget: of a comparison of several, the rows of this one; None = all rows are of one. A file
-    written before draws had numbers has none for real arms: each training counts then. Raises
-    D3S2Error, naming the command that measures, when it is missing, and for a budget that it lacks.
+    budget: of a comparison of several, the rows of this one; None = all rows are of one. A set
+    without a number is the same for all seeds: each training counts then. Raises D3S2Error, naming
+    the command that measures, when it is missing, and for a budget that it lacks.
     """
     if not path.is_file():
         raise D3S2Error(f"{path} is missing: measure it with `{command}`.")
@@ -219,7 +219,7 @@ def read_measurement(path: Path, command: str, budget: int | None = None) -> Mea
     sets: dict[str, dict[int, int]] = {}
     seconds: dict[str, list[float]] = {}
     for row in rows:
-        arm, seed = row.get("method") or row["arm"], int(row["seed"])
+        arm, seed = row["method"], int(row["seed"])
         scores.setdefault(arm, {})[seed] = float(row["miou"])
         if row["distillation"]:
             sets.setdefault(arm, {})[seed] = int(row["distillation"])

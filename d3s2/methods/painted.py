@@ -7,6 +7,7 @@ the same noise for the same mask and seed, so that two rows differ in what they 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from d3s2.guidance.painting import (
     layout_and_classes,
     synthesise,
 )
+from d3s2.guidance.quality import kept_class_losses
 from d3s2.methods.method import checked_selection
 from d3s2.methods.world import World
 from d3s2.selection import Ranking, greedy
@@ -101,6 +103,8 @@ class Painted:
         """Paint the set; see `painting.synthesise`."""
         chosen = checked_selection(self.name, self._masks(world), world)
         recipe = replace(self.recipe, method=self.name, seed=world.seed)
+        if recipe.ignore_margin:
+            _hand_over_class_losses(world, folder)
         synthesise(self._painter(world), world.train, chosen, folder, recipe)
 
     def _masks(self, world: World) -> np.ndarray:
@@ -130,3 +134,13 @@ class Painted:
             nudge=self.nudge,
             refine=self.refine,
         )
+
+
+def _hand_over_class_losses(world: World, folder: Path) -> None:
+    """Put what the filter compares with into a set's folder: one pass over the data for all."""
+    shared = world.shared
+    known = shared.place("class-losses", "d3s2.guidance.quality").with_suffix(".json")
+    with shared.unbilled():
+        kept_class_losses(shared.networks.proxy, shared.train, known)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(known, folder / "class_losses.json")

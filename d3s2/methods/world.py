@@ -74,7 +74,7 @@ class Shared:
     @cached_property
     def networks(self) -> Networks:
         """Generator and proxy."""
-        with self._for_all():
+        with self.unbilled():
             return self.load()
 
     @cached_property
@@ -85,7 +85,7 @@ class Shared:
     @cached_property
     def counts(self) -> PixelCounts:
         """Chapter 01: pixels of each class in each mask."""
-        with self._for_all():
+        with self.unbilled():
             return count_pixels(self.train, progress=False)
 
     @cached_property
@@ -103,7 +103,7 @@ class Shared:
         """Chapter 01: statistics of the proxy's features by class; kept on disk."""
         path = self.place("moments", "d3s2.statistics.features")
         if not path.is_file():
-            with self._for_all():
+            with self.unbilled():
                 feature_statistics(self.train, self.networks.proxy, progress=False).save(path)
         return ClassMoments.load(path)
 
@@ -116,12 +116,12 @@ class Shared:
         """An array that costs a pass over the data, made once; module: whose code makes it."""
         path = self.place(name, module)
         if not path.is_file():
-            with self._for_all():
+            with self.unbilled():
                 write_npz(path, values=make())
         return load_npz(path, ("values",))["values"]
 
     @contextmanager
-    def _for_all(self) -> Iterator[None]:
+    def unbilled(self) -> Iterator[None]:
         """The time inside is nobody's own; what is inside of something inside counts once."""
         before, began = self.spent, time.perf_counter()
         yield

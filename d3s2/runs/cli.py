@@ -397,6 +397,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from d3s2.methods.comparison import Command
     from d3s2.methods.table import METHODS
     from d3s2.runs import contest
 
@@ -417,7 +418,7 @@ def _compare(options: argparse.Namespace) -> int:
             budgets or [settings.budget],
             seeds,
             options.distillations,
-            f"d3s2 compare --profile {settings.profile}",
+            Command(f"d3s2 compare --profile {settings.profile}"),
         )
     print(printable(contest.report(out)))
     return 0

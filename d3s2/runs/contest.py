@@ -10,7 +10,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.held_out import open_test
-from d3s2.methods.comparison import Contest, Series, budgets_in, measure
+from d3s2.methods.comparison import Command, Contest, Series, budgets_in, measure
 from d3s2.methods.intervals import read_measurement, table
 from d3s2.methods.table import METHODS, find
 from d3s2.methods.world import Networks, SelectionRule, Shared
@@ -83,7 +83,7 @@ def compare(
     budgets: Sequence[float],
     seeds: Sequence[int],
     distillations: int = 0,
-    command: str = "",
+    command: Command | None = None,
 ) -> None:
     """Measure these methods, by name, at these budgets; see `comparison.measure`.
 

@@ -26,8 +26,10 @@ from d3s2.core import machine
 from d3s2.core.errors import D3S2Error, exit_code
 from d3s2.core.files import read_json, write_csv, write_json
 from d3s2.core.long_work import Steps
+from d3s2.methods.comparison import Contest
 from d3s2.runs import config
-from d3s2.studies.ablation import Workshop
+from d3s2.selection import budget_size
+from d3s2.studies.ablation import ARMS, open_arms
 from d3s2.training.job import TrainingJob
 from d3s2.training.side_by_side import train_all
 
@@ -58,10 +60,12 @@ def measure_curve(
 
     Raises D3S2Error for an `out` that was measured in another way.
     """
-    shop = Workshop(settings, work, judge)
+    contest = open_arms(settings, work, judge)
+    images = len(contest.shared.train)
+    size = budget_size(settings.budget, images)
     facts = {
-        "images": len(shop.train),
-        "small": shop.size,
+        "images": images,
+        "small": size,
         "batch_size": settings.batch_size,
         "split": judge,
         "machine": f"{_processor()}, one core a training",
@@ -71,7 +75,7 @@ def measure_curve(
     with Steps("trainings", total) as steps:
         for seed in points.seeds:
             for length in sorted(points.lengths):
-                jobs = [curve_job(shop, name, length, seed) for name in points.sets]
+                jobs = [curve_job(contest, name, length, seed, size) for name in points.sets]
                 results = train_all(jobs, settings.jobs, reuse=work / "training")
                 for name, result in zip(points.sets, results, strict=True):
                     row = [name, length, seed, round(result.miou, 3), round(result.seconds), judge]
@@ -80,13 +84,17 @@ def measure_curve(
                 steps.add(len(jobs))
 
 
-def curve_job(shop: Workshop, name: str, length: int, seed: int) -> TrainingJob:
-    """The training of one set, of a given length: an arm of `ablation`, or all real images."""
-    arm = "balanced" if name == FULL else name
-    job = shop.job(arm, seed, seed)
+def curve_job(contest: Contest, name: str, length: int, seed: int, size: int) -> TrainingJob:
+    """The training of one set, of a given length: an arm of `ablation` with `size` masks, or all
+    real images.
+    """
+    work = contest.shared.work / "training" / contest.template.val_split
     if name == FULL:
-        job = replace(job, train_ids=tuple(sorted(shop.train.ids)))
-    place = shop.work / "training" / shop.judge / f"{name}-{seed}-for-{length}"
+        ids = tuple(sorted(contest.shared.train.ids))
+        job = replace(contest.template, train_ids=ids, seed=seed)
+    else:
+        job = contest.job(ARMS[name], seed, contest.folder(ARMS[name], size, seed))
+    place = work / f"{name}-{size}-{seed}-for-{length}"
     return replace(job, name=f"{name} {seed}, {length}", iterations=length, work_dir=str(place))
 
 

@@ -19,6 +19,7 @@ from d3s2.guidance.painting import Recipe
 from d3s2.methods import comparison
 from d3s2.methods.comparison import (
     HEADER,
+    Command,
     Contest,
     Series,
     budgets_in,
@@ -85,14 +86,16 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 def test_a_line_a_training_with_its_facts_beside(contest, quick, tmp_path):
     out = tmp_path / "out.csv"
-    measure(contest, out, Series([RANDOM, PLAIN, BALANCED], [4, 2], [0, 1]), "d3s2 compare")
+    measure(
+        contest, out, Series([RANDOM, PLAIN, BALANCED], [4, 2], [0, 1]), Command("d3s2 compare")
+    )
     rows = rows_of(out)
     assert list(rows[0]) == list(HEADER) and len(rows) == 12
     assert [(row["method"], row["budget"], row["seed"]) for row in rows[:4]] == [
         ("random", "2", "0"),
         ("random", "2", "1"),
-        ("plain", "2", "0"),
-        ("plain", "2", "1"),
+        ("balanced", "2", "0"),
+        ("balanced", "2", "1"),
     ]
     assert {row["distillation"] for row in rows if row["method"] == "balanced"} == {""}
     assert [row["distillation"] for row in rows if row["method"] == "plain"] == list("0101")
@@ -103,7 +106,7 @@ def test_a_line_a_training_with_its_facts_beside(contest, quick, tmp_path):
     facts = json.loads(out.with_suffix(".json").read_text())
     assert facts["iterations"] == 2 and facts["judged_images"] == 3 and facts["split"] == "train"
     assert facts["command"] == (
-        "d3s2 compare --methods random plain balanced --budgets 2,4 --seeds 2 --split train"
+        "d3s2 compare --budgets 2,4 --seeds 2 --split train --methods random balanced plain"
     )
     found = read_measurement(out, "d3s2 compare", 4)
     assert found.scores["random"] == {0: 8.0, 1: 9.0} and set(found.seconds) == {"plain"}

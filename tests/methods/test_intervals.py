@@ -155,7 +155,7 @@ def test_what_is_clear_alone_need_not_be_clear_in_company():
 
 
 # ------------------------------------------------------------------------------------------- a file
-HEADER = ("arm", "seed", "distillation", "miou", "seconds_an_image")
+HEADER = ("method", "seed", "distillation", "miou", "seconds_an_image")
 
 
 @pytest.fixture

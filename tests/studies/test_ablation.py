@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +14,20 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json
 from d3s2.data import held_out
 from d3s2.data.dataset import IGNORE
+from d3s2.data.folder import open_folder
+from d3s2.methods.comparison import Contest
+from d3s2.methods.distil import place_of
+from d3s2.methods.painted import Painted
+from d3s2.methods.table import METHODS
+from d3s2.methods.world import World
 from d3s2.runs import config
-from d3s2.statistics.features import ClassMoments
 from d3s2.studies import ablation
 from d3s2.studies.ablation import (
     ARMS,
-    Trainings,
-    Workshop,
     confirmation,
     measure_arms,
+    open_arms,
+    paints_selected,
     read_scores,
 )
 from d3s2.training.job import validation_split
@@ -33,7 +38,7 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.setenv("D3S2_HOME", str(tmp_path / "home"))
     return config.resolve(
         {"profile": "smoke", "train_images": 40, "val_images": 8, "iterations": 2, "budget": 4}
-        | {"threads": 1, "jobs": 1},
+        | {"threads": 1, "jobs": 1, "run_dir": str(tmp_path / "run")},
         remember=False,
     )
 
@@ -42,59 +47,62 @@ def settings(tmp_path, monkeypatch):
 def short(monkeypatch) -> None:
     """Arms that paint in two steps."""
     for name, arm in ARMS.items():
-        if arm.recipe is not None:
+        if isinstance(arm, Painted):
             monkeypatch.setitem(ARMS, name, replace(arm, recipe=replace(arm.recipe, steps=2)))
 
 
+@pytest.fixture
+def contest(settings, tmp_path, short) -> Contest:
+    return open_arms(settings, tmp_path / "work")
+
+
+def folder_of(contest: Contest, name: str, number: int) -> Path:
+    return contest.folder(ARMS[name], 4, number)
+
+
 @pytest.mark.notebooks  # it trains four times
-def test_a_measurement_distils_trains_writes_and_does_nothing_twice(settings, tmp_path, short):
+def test_a_measurement_distils_trains_writes_and_does_nothing_twice(contest, settings, tmp_path):
     work, out = tmp_path / "work", tmp_path / "ablation.csv"
-    measure_arms(work, out, Trainings(["d3s2"], range(2)), settings)
+    measure_arms(contest, out, ["d3s2"], 4, range(2))
     made = {
         path: path.stat().st_mtime_ns for path in [*work.rglob("*.png"), *work.rglob("result.json")]
     }
     assert len(made) == 2 * (4 + 4) + 2  # two sets: every seed has its own
     found = read_scores(out)
     assert found.sets == {"d3s2": {0: 0, 1: 1}} and found.seconds["d3s2"] > 0
-    assert found.facts["images"] == 4 and found.facts["iterations"] == 2
+    assert found.facts["iterations"] == 2 and found.facts["judged_images"] == 8
     assert found.facts["distillations"] == "one a seed" and found.facts["split"] == "val"
     # a second measurement adds to the file
-    measure_arms(work, out, Trainings(["random", "d3s2"], range(2)), settings)
+    measure_arms(contest, out, ["d3s2", "random"], 4, range(2))
     assert {path: path.stat().st_mtime_ns for path in made} == made
     with open(out, newline="") as stream:
         rows = [
-            (row["arm"], int(row["seed"]), row["distillation"]) for row in csv.DictReader(stream)
+            (row["method"], int(row["seed"]), row["distillation"]) for row in csv.DictReader(stream)
         ]
     assert rows == [("random", 0, "0"), ("random", 1, "1"), ("d3s2", 0, "0"), ("d3s2", 1, "1")]
     command = "python -m d3s2.studies.ablation --seeds 2 --arms random d3s2"
     assert read_scores(out).facts == found.facts | {"command": command}
+    longer = open_arms(replace(settings, iterations=3), work)
     with pytest.raises(D3S2Error, match="measured with iterations 2, now it is 3"):
-        measure_arms(work, out, Trainings(["random"], [0]), replace(settings, iterations=3))
+        measure_arms(longer, out, ["random"], 4, [0])
     with pytest.raises(D3S2Error, match="measured with distillations one a seed, now it is 1"):
-        measure_arms(work, out, Trainings(["random"], [0], 1), settings)
+        measure_arms(contest, out, ["random"], 4, [0], 1)
 
 
-@pytest.mark.notebooks  # it trains four times
-def test_what_was_interrupted_ends_as_what_was_not(settings, tmp_path, short):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    measure_arms(whole, whole / "out.csv", Trainings(["unguided"], range(2)), settings)
-    # Killed between the second painting and its training: one row, and a set without its cost.
-    measure_arms(broken, broken / "out.csv", Trainings(["unguided"], [0]), settings)
-    cost = Workshop(settings, broken).distil("unguided", 1) / "cost.json"
-    cost.unlink()
-    next(iter(cost.parent.glob("records/*.json"))).unlink()
-    measure_arms(broken, broken / "out.csv", Trainings(["unguided"], range(2)), settings)
-    files = [sorted(work.glob("sets/*/train/*/*.png")) for work in (whole, broken)]
-    assert [path.name for path in files[0]] == [path.name for path in files[1]]
-    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
-    scores = [read_scores(work / "out.csv") for work in (whole, broken)]
-    assert scores[0].scores == scores[1].scores and scores[0].sets == scores[1].sets
-    assert scores[0].facts == scores[1].facts
+def test_arms_of_the_table_are_the_tables_sets(contest):
+    """What `d3s2 compare` made in the same folder is not made again."""
+    for name in ("random", "balanced", "unguided"):
+        row = METHODS[name]
+        if isinstance(row, Painted):
+            row = replace(row, recipe=replace(row.recipe, steps=2))
+        world = World(contest.shared, 4, 1)
+        assert place_of(row, world) == place_of(ARMS[name], world)
+        assert row.says != ARMS[name].says
 
 
 def test_a_winner_is_confirmed_on_seeds_that_nobody_has_seen(tmp_path):
     out = tmp_path / "out.csv"
-    header = "arm,seed,distillation,miou,seconds_an_image,split"
+    header = "method,seed,distillation,miou,seconds_an_image,split"
     out.write_text(f"{header}\nrandom,0,0,48.5,,val\neta 1,3,3,50.5,1.5,val\n")
     out.with_suffix(".json").write_text("{}")
     with pytest.raises(SystemExit):
@@ -110,43 +118,27 @@ def test_a_winner_is_confirmed_on_seeds_that_nobody_has_seen(tmp_path):
     assert options.seeds_from == 100
 
 
-@pytest.mark.notebooks  # it trains
-def test_several_images_a_mask_become_one_set(settings, tmp_path, monkeypatch):
-    arm = replace(ARMS["d3s2 x 4"], images=2, recipe=replace(ARMS["d3s2 x 4"].recipe, steps=2))
-    monkeypatch.setitem(ARMS, "d3s2 x 4", arm)
-    measure_arms(tmp_path / "work", tmp_path / "out.csv", Trainings(["d3s2 x 4"], [0]), settings)
-    (joined,) = (tmp_path / "work" / "sets").glob("*-joined")
-    images = {path.stem: path.read_bytes() for path in (joined / "train" / "images").iterdir()}
-    labels = {path.stem: path.read_bytes() for path in (joined / "train" / "labels").iterdir()}
-    assert (
-        len(set(images.values())) == 8
-        and len(set(labels.values())) == 4
-        and set(images) == set(labels)
-    )
-    assert {name[:-2] for name in images if labels[name] == labels[min(labels)]} == {
-        min(labels)[:-2]
-    }
-    (result,) = (tmp_path / "work" / "training").rglob("result.json")
-    assert read_json(result)["train_images"] == 8
+def test_several_images_a_mask_are_one_set(contest):
+    made = open_folder(folder_of(contest, "d3s2 x 4", 0), "train")
+    one = open_folder(folder_of(contest, "d3s2", 0), "train")
+    assert len(made) == 16 and {name[:-2] for name in made.ids} == set(one.ids)
+    first = made.read_image(made.ids.index(f"{one.ids[2]}-0"))
+    assert (first == one.read_image(2)).all()
+    assert len({made.read_image(k).tobytes() for k in range(16)}) == 16
 
 
-def test_arms_that_promise_the_same_masks_have_them(settings, tmp_path):
-    shop = Workshop(settings, tmp_path)
-    assert (shop.masks(ARMS["balanced"], 0) == shop.masks(ARMS["d3s2"], 3)).all()
-    assert (shop.masks(ARMS["random"], 2) == shop.masks(ARMS["random masks"], 2)).all()
-    assert (shop.masks(ARMS["random"], 0) != shop.masks(ARMS["random"], 1)).any()
+def test_arms_that_promise_the_same_masks_have_them(contest):
+    def masks(name: str, number: int) -> tuple[str, ...]:
+        return open_folder(folder_of(contest, name, number), "train").ids
+
+    assert masks("balanced", 0) == masks("d3s2", 3) == masks("unguided", 1)
+    assert masks("random", 2) == masks("random masks", 2) != masks("random", 1)
 
 
-def test_every_seed_has_its_own_set_unless_told_otherwise():
-    assert [Trainings([], []).number(seed) for seed in (0, 1, 7)] == [0, 1, 7]
-    assert [Trainings([], [], 2).number(seed) for seed in (0, 1, 7)] == [0, 1, 1]
-
-
-def test_pairs_share_their_masks_their_noise_and_their_order(settings, tmp_path, short):
+def test_pairs_share_their_noise_and_their_order(contest):
     """What is compared seed by seed differs in the arm alone."""
-    shop = Workshop(settings, tmp_path)
-    unguided, guided = shop.distil("unguided", 3), shop.distil("d3s2", 3)
-    other = shop.distil("d3s2", 4)
+    unguided, guided = (folder_of(contest, name, 3) for name in ("unguided", "d3s2"))
+    other = folder_of(contest, "d3s2", 4)
 
     def seeds(folder):
         records = [read_json(path) for path in sorted(folder.glob("records/*.json"))]
@@ -155,18 +147,17 @@ def test_pairs_share_their_masks_their_noise_and_their_order(settings, tmp_path,
     assert seeds(unguided) == seeds(guided) and len(seeds(guided)) == 4
     assert seeds(other).keys() == seeds(guided).keys()
     assert not set(seeds(other).values()) & set(seeds(guided).values())
-    random, painted = (shop.job(name, 5, 3) for name in ("random", "random masks"))
-    assert random.train_ids == painted.train_ids == tuple(sorted(random.train_ids))
-    balanced, ours = (shop.job(name, 5, 3) for name in ("balanced", "d3s2"))
-    assert balanced.train_ids == ours.train_ids == tuple(sorted(ours.train_ids))
-    assert balanced.seed == ours.seed == 5 and ours.train_root == str(guided)
-    assert shop.job("random", 5, 4).train_ids != random.train_ids
-    assert shop.job("random", 5, 3).work_dir != shop.job("random", 6, 3).work_dir
+    jobs = [
+        contest.job(ARMS[name], 5, folder_of(contest, name, 3)) for name in ("balanced", "d3s2")
+    ]
+    assert jobs[0].train_ids == jobs[1].train_ids == tuple(sorted(jobs[1].train_ids))
+    assert jobs[0].seed == jobs[1].seed == 5 and jobs[1].train_root == str(guided.resolve())
+    again = contest.job(ARMS["balanced"], 6, folder_of(contest, "balanced", 3))
+    assert again.work_dir != jobs[0].work_dir and again.train_root == jobs[0].train_root
 
 
-def test_the_filter_ignores_pixels_and_changes_no_image(settings, tmp_path, short):
-    shop = Workshop(settings, tmp_path)
-    plain, filtered = shop.distil("unguided", 0), shop.distil("unguided filter", 0)
+def test_the_filter_ignores_pixels_and_changes_no_image(contest):
+    plain, filtered = (folder_of(contest, name, 0) for name in ("unguided", "unguided filter"))
     ignored = 0
     for path in sorted((plain / "train" / "images").iterdir()):
         assert path.read_bytes() == (filtered / "train" / "images" / path.name).read_bytes()
@@ -178,48 +169,23 @@ def test_the_filter_ignores_pixels_and_changes_no_image(settings, tmp_path, shor
         ignored += ((before != after) & (after == IGNORE)).sum()
     assert ignored > 0
     # what the filter compares with is made once
-    (known,) = tmp_path.glob("class-losses-*.json")
+    (known,) = contest.shared.work.glob("class-losses-*.json")
     known.write_text(known.read_text().replace("0.", "9."))  # nothing is above that
-    lenient = shop.distil("FreeMask filter", 0)
+    lenient = folder_of(contest, "FreeMask filter", 0)
     assert (lenient / "class_losses.json").read_text() == known.read_text()
 
 
-def test_another_split_judges(settings, tmp_path, monkeypatch):
+def test_another_split_judges(settings, contest, tmp_path, monkeypatch):
     monkeypatch.setattr(held_out, "TEST_SCENES", 8)  # of 500
-    shop = Workshop(settings, tmp_path)
-    assert shop.judged.split == "val"
-    held = Workshop(settings, tmp_path, "test")
-    job = held.job("balanced", 0, 0)
-    assert job.val_split == "test" and job.val_ids == held.judged.ids
+    assert contest.template.val_split == "val"
+    held = open_arms(settings, tmp_path / "work", "test")
+    folder = folder_of(contest, "balanced", 0)
+    job = held.job(ARMS["balanced"], 0, folder)
+    assert job.val_split == "test" and len(job.val_ids) == 8
     assert validation_split(job).split == "test"
-    assert job.work_dir != shop.job("balanced", 0, 0).work_dir
-
-
-def test_other_data_is_measured_and_painted_anew(settings, tmp_path, monkeypatch):
-    """The same ids, masks and folder; other bytes."""
-    made: list[str] = []
-
-    def measured(*_, **__):
-        made.append("moments")
-        return ClassMoments(20, (16, 32))
-
-    def painted(painter, dataset, masks, folder, recipe):
-        made.append("images")
-        folder.mkdir(parents=True)
-
-    monkeypatch.setattr(ablation, "feature_statistics", measured)
-    monkeypatch.setattr(ablation, "synthesise", painted)
-    monkeypatch.setattr(ablation, "load_proxy", lambda *_: None)
-    monkeypatch.setattr(ablation, "load_generator", lambda *_: None)
-    monkeypatch.setattr(Workshop, "masks", lambda *_: np.arange(3))
-    small = replace(settings, train_images=8, val_images=2)
-    folders = []
-    for content in ("a", "a", "b"):
-        shop = Workshop(small, tmp_path)
-        shop.train = replace(shop.train, hashes=lambda paths, to=content: [to * 64] * len(paths))
-        folders.append(shop.distil("unguided", 0))
-    assert folders[0] == folders[1] != folders[2]
-    assert made == ["moments", "images"] * 2
+    assert job.work_dir != contest.job(ARMS["balanced"], 0, folder).work_dir
+    with pytest.raises(D3S2Error, match="split is 'train': trainings are judged on"):
+        open_arms(settings, tmp_path, "train")
 
 
 def test_the_committed_measurement_can_be_read():
@@ -229,17 +195,6 @@ def test_the_committed_measurement_can_be_read():
     assert all(set(values) == set(scores["random"]) for values in scores.values())
     assert found.seconds["d3s2"] > found.seconds["unguided"]
     assert str(found.facts["command"]).startswith("python -m d3s2.studies.ablation")
-
-
-def test_a_file_from_before_splits_had_names_is_read_and_kept(settings, tmp_path):
-    out = tmp_path / "out.csv"
-    out.write_text("arm,seed,distillation,miou,seconds_an_image\nrandom,0,,48.5,\n")
-    facts = {"images": 4, "distillations": 2}
-    out.with_suffix(".json").write_text(json.dumps(facts))
-    rows = ablation._earlier(out, facts | {"split": "val"})
-    assert rows == {("random", 0): ["random", "0", "", "48.5", "", "val"]}
-    with pytest.raises(D3S2Error, match="measured with split val, now it is test"):
-        ablation._earlier(out, facts | {"split": "test"})
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):
@@ -252,4 +207,10 @@ def test_what_is_missing_is_said(tmp_path, capsys):
 
 def test_every_arm_says_something_of_its_own():
     assert len({arm.says for arm in ARMS.values()}) == len(ARMS)
-    assert len({repr(arm) for arm in ARMS.values()}) == len(ARMS)
+    assert len({repr(replace(arm, name="", says="")) for arm in ARMS.values()}) == len(ARMS)
+    assert all(arm.name == name for name, arm in ARMS.items())
+
+
+def test_arms_that_differ_in_the_painting_alone_are_known():
+    real = {"random", "balanced", "random masks"}
+    assert {name for name in ARMS if not paints_selected(name)} == real

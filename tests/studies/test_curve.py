@@ -10,7 +10,7 @@ import pytest
 from d3s2.core.errors import D3S2Error
 from d3s2.runs import config
 from d3s2.studies import ablation, curve
-from d3s2.studies.ablation import Trainings, Workshop, measure_arms
+from d3s2.studies.ablation import ARMS, measure_arms, open_arms
 from d3s2.studies.curve import Points, curve_job, measure_curve, read_curves, table
 from d3s2.training.job import job_key
 
@@ -20,7 +20,7 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.setenv("D3S2_HOME", str(tmp_path / "home"))
     return config.resolve(
         {"profile": "smoke", "train_images": 40, "val_images": 8, "iterations": 2, "budget": 4}
-        | {"threads": 1, "jobs": 1},
+        | {"threads": 1, "jobs": 1, "run_dir": str(tmp_path / "run")},
         remember=False,
     )
 
@@ -64,19 +64,23 @@ def test_the_table_says_how_many_seeds_a_point_has():
 def test_all_sets_are_trained_as_long_and_the_short_ones_are_those_of_the_ablation(
     settings, tmp_path
 ):
-    shop = Workshop(settings, tmp_path)
-    full, balanced = (curve_job(shop, name, 7, 1) for name in ("full", "balanced"))
+    contest = open_arms(settings, tmp_path)
+    full, balanced = (curve_job(contest, name, 7, 1, 4) for name in ("full", "balanced"))
     assert full.iterations == balanced.iterations == 7 and full.seed == balanced.seed == 1
-    assert full.train_ids == tuple(sorted(shop.train.ids)) and len(balanced.train_ids) == 4
-    assert full.work_dir != balanced.work_dir != curve_job(shop, "balanced", 8, 1).work_dir
-    short = curve_job(shop, "balanced", settings.iterations, 1)
-    assert job_key(short) == job_key(shop.job("balanced", 1, 1)) != job_key(balanced)
+    assert (
+        full.train_ids == tuple(sorted(contest.shared.train.ids)) and len(balanced.train_ids) == 4
+    )
+    assert full.work_dir != balanced.work_dir != curve_job(contest, "balanced", 8, 1, 4).work_dir
+    short = curve_job(contest, "balanced", settings.iterations, 1, 4)
+    arm = ARMS["balanced"]
+    of_ablation = contest.job(arm, 1, contest.folder(arm, 4, 1))
+    assert job_key(short) == job_key(of_ablation) != job_key(balanced)
 
 
 @pytest.mark.notebooks  # it trains twice
 def test_curves_go_on_where_they_were_and_take_what_the_ablation_trained(settings, tmp_path):
     work, out = tmp_path / "work", tmp_path / "curve.csv"
-    measure_arms(work, tmp_path / "ablation.csv", Trainings(["balanced"], [0]), settings)
+    measure_arms(open_arms(settings, work), tmp_path / "ablation.csv", ["balanced"], 4, [0])
     (of_ablation,) = ablation.read_scores(tmp_path / "ablation.csv").scores["balanced"].values()
 
     def weights():
