@@ -183,7 +183,7 @@ def test_the_loss_is_one_cosine_a_layer_of_features_in_units_of_their_deviation(
 
 def test_a_class_below_half_a_cell_or_unknown_is_in_neither_flow() -> None:
     features, labels = a_batch(9)
-    targets = targets_of([random(10, 3, D, H, W)], labels)
+    targets = targets_of([random(98, 3, D, H, W)], labels)
     found = centres_of(features, labels)
     shifted = found.total.clone()
     shifted[2] += 1e6
@@ -206,7 +206,7 @@ def test_a_class_below_half_a_cell_or_unknown_is_in_neither_flow() -> None:
 
 def test_two_classes_are_enough_for_a_flow() -> None:
     features, labels = a_batch(17)
-    targets = targets_of([random(18, 3, D, H, W)], labels)
+    targets = targets_of([random(99, 3, D, H, W)], labels)
     only = labels.where(labels < 2, 255)
     s = (targets.scale[0] + 1e-6).sqrt()
     ways = [mean[0] - mean[1] for mean in (centres_of(features, only).mean, targets.mean[0])]

@@ -355,7 +355,7 @@ def test_goals_that_cannot_be_reached_are_one_sentence(
         goal_of(world, CHOSEN, PyramidOptions(layers=("encoder9",)))
     train = small_scenes(tmp_path, 2)
     other = SimpleNamespace(**vars(world) | {"train": train})
-    Image.new("L", (64, 64), 3).save(train.label_paths[0])
+    Image.new("L", (64, 64), 0).save(train.label_paths[0])  # nothing but sky
     with pytest.raises(D3S2Error, match="the 1 masks show fewer than two classes"):
         goal_of(other, [0], QUICK)
     for path in (train.image_paths[1], train.label_paths[1]):
