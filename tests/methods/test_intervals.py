@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d3s2.core.errors import D3S2Error
@@ -29,6 +29,7 @@ TWO = {0: 0, 1: 1, 2: 0, 3: 1, 4: 0}
 
 
 # ----------------------------------------------------------------------------------- one difference
+@settings(deadline=None)
 @given(SCORES, st.floats(-50, 50))
 def test_a_constant_gain_has_no_uncertainty(scores, gain):
     found = paired_difference({seed: value + gain for seed, value in scores.items()}, scores)
@@ -37,6 +38,7 @@ def test_a_constant_gain_has_no_uncertainty(scores, gain):
     assert found.units == len(scores)
 
 
+@settings(deadline=None)
 @given(SCORES, SCORES)
 def test_the_difference_turns_its_sign_and_takes_common_seeds_only(a, b):
     if not set(a) & set(b):
@@ -96,6 +98,7 @@ def test_sets_of_both_arms_join_their_seeds():
     )
 
 
+@settings(deadline=None)
 @given(SCORES, st.integers(1, 4))
 def test_trainings_of_one_set_never_count_as_more_than_one(scores, distillations):
     sets = {seed: seed % distillations for seed in scores}
@@ -129,6 +132,7 @@ def test_holm_by_hand():
     assert found == pytest.approx({"a": 0.04, "b": 0.09, "c": 0.09, "d": 0.025, "e": 0.9})
 
 
+@settings(deadline=None)
 @given(P_VALUES)
 def test_holm_keeps_order_and_lies_between_nothing_and_bonferroni(p):
     found = holm(p)

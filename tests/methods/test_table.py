@@ -20,9 +20,9 @@ from d3s2.methods.world import USES
 def short(method: Method) -> Method:
     """The same in a few steps."""
     if isinstance(method, Painted):
-        return replace(method, recipe=replace(method.recipe, steps=5))
+        return replace(method, recipe=replace(method.recipe, steps=2))
     if isinstance(method, FlowMatched):
-        return replace(method, options=replace(method.options, steps=30))
+        return replace(method, options=replace(method.options, steps=10))
     return method
 
 
