@@ -16,16 +16,17 @@ ENV PATH=/opt/venv/bin:$PATH
 
 # Only what decides the installed versions comes before the long step. It then drops what nothing here imports: mmdet's image
 # corruptions with all they ask for (an opencv among it that wants the X11 and OpenGL libraries; its headless twin has the
-# same modules), and the packages' own tests.
+# same modules), what breaks the code for `make mutants`, the packages' own tests with their data, and sources that nothing compiles.
 ARG PIP_FIND_LINKS=""
 WORKDIR /opt/d3s2
 COPY requirements.in constraints.txt ./
 RUN pip install --no-cache-dir -r requirements.in -c constraints.txt; \
-    pip uninstall -y opencv-python imagecorruptions-imaug imaug scikit-image numba llvmlite; \
+    pip uninstall -y opencv-python imagecorruptions-imaug imaug scikit-image numba llvmlite mutmut libcst; \
     pip install --no-cache-dir --no-deps --force-reinstall opencv-python-headless -c constraints.txt; \
     find /opt/venv/lib/python3.11/site-packages/torch \( -path '*/torch/test/*' -o -path '*/torch/bin/*test*' -o -path '*/torch/bin/protoc*' \) \
         -type f -delete; \
-    find /opt/venv/lib/python3.11/site-packages -path '*/tests/*' -name 'test_*' -type f -delete
+    find /opt/venv/lib/python3.11/site-packages \( -path '*/tests/*' -name 'test_*' -o -path '*/tests/data/*' -o -path '*/jupyterlab/galata/*' \
+        -o -path '*/debugpy/*.c' -o -path '*/fontTools/*.c' -o -name '*.map' \) -type f -delete
 
 FROM packages AS operations
 ARG MMCV_OPS=none
