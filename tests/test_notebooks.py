@@ -33,6 +33,7 @@ NAMES = (
 APPENDICES = (  # not part of `d3s2 run`
     "A1_what_pays",
     "A2_runs_and_stages",
+    "B1_unidd",
     "B2_diver",
     "B3_sfm",
     "B4_edits",
