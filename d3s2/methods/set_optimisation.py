@@ -32,6 +32,7 @@ from d3s2.methods.augmentation import Views, draw_views, shown
 from d3s2.methods.flow_matching import Centres, class_centres, flow_matching, layer_numbers
 from d3s2.methods.pyramid import Pyramid, colour_matrix, random_numbers
 from d3s2.methods.world import World
+from d3s2.models.fitting import read_state
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.statistics.features import soft_masks
 
@@ -291,7 +292,7 @@ def optimise_set(
     work = SetOptimisation(goal_of(world, chosen, options), options, world.seed)
     path = folder and Path(folder) / CHECKPOINT
     if path and path.is_file():
-        kept = _read(path, str(work.goal.labels.device))
+        kept = read_state(path, str(work.goal.labels.device))
         if kept.get("made_from") == work.made_from:
             work.load(kept)
     with Steps("optimising a set", options.steps, shown=progress) as steps:
@@ -303,12 +304,3 @@ def optimise_set(
                 with atomic_path(path) as partial:
                     torch.save(work.state(), partial)
     return work.images().cpu(), work.losses
-
-
-def _read(path: Path, device: str) -> dict[str, Any]:
-    """A checkpoint; empty when the file is damaged."""
-    try:
-        kept = torch.load(path, weights_only=True, map_location=device)
-    except Exception:  # noqa: BLE001 - whatever is wrong with the file, there is nothing to go on from
-        return {}
-    return kept if isinstance(kept, dict) else {}

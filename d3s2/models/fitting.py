@@ -215,7 +215,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     run = Fit(model, recipe, data)
     if (folder / CHECKPOINT).exists():
-        kept = _read(folder / CHECKPOINT, recipe.device)
+        kept = read_state(folder / CHECKPOINT, recipe.device)
         if kept.get("made_from") == run.made_from:
             run.load(kept)
             report(f"going on at iteration {run.step}")
@@ -247,7 +247,7 @@ def _risen(step: int) -> float:
     return min(1.0, (step + 1) / RISE)
 
 
-def _read(path: Path, device: str) -> dict[str, Any]:
+def read_state(path: Path, device: str) -> dict[str, Any]:
     """A checkpoint; empty when the file is damaged."""
     try:
         kept = torch.load(path, weights_only=True, map_location=device)
