@@ -175,12 +175,12 @@ def best(verdicts: Sequence[Mapping[str, Sequence[float]]], score: str) -> list[
         )
     sign = SCORES[score]
     return [
-        _first_best([sign * value for value in tries], f"{score} of image {k} of the batch")
+        first_best([sign * value for value in tries], f"{score} of image {k} of the batch")
         for k, tries in enumerate(zip(*(verdict[score] for verdict in verdicts), strict=True))
     ]
 
 
-def _first_best(values: Sequence[float], what: str) -> int:
+def first_best(values: Sequence[float], what: str) -> int:
     """The place of the largest number, the first of equals. Raises D3S2Error if all are NaN."""
     numbers = [place for place, value in enumerate(values) if not math.isnan(value)]
     if not numbers:

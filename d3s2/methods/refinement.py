@@ -10,7 +10,6 @@ making was paid for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import IGNORE
+from d3s2.guidance.quality import first_best
 
 REDRAWS = 3
 """New noises for an image that fails. Our choice."""
@@ -81,13 +81,7 @@ def settled(scores: Sequence[float], tau: float, redraws: int = REDRAWS) -> int 
         return passing[0]
     if len(scores) <= redraws:
         return None
-    numbers = [place for place, score in enumerate(scores) if not math.isnan(score)]
-    if not numbers:
-        raise D3S2Error(
-            f"The scores of all {len(scores)} tries of an image are NaN, so none is the best: look "
-            "at what the proxy answers."
-        )
-    return max(numbers, key=scores.__getitem__)
+    return first_best(scores, "score of an image")
 
 
 @dataclass(frozen=True)

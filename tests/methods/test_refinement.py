@@ -186,7 +186,7 @@ def test_a_mask_is_refined_as_if_it_were_alone(
     ("call", "words"),
     [
         (lambda: settled([0.1], 0.5, -1), "redraws is -1: give 0"),
-        (lambda: settled([math.nan] * 4, 0.5), "The scores of all 4 tries of an image are NaN"),
+        (lambda: settled([math.nan] * 4, 0.5), "The score of an image is NaN in all 4 tries"),
         (lambda: filter_and_redraw(lambda places, k: [], 2, 0.5), "2 images were asked for and 0"),
     ],
 )
