@@ -268,9 +268,8 @@ def _in_order(
     rows: Mapping[Place, list[object]], known: Sequence[str]
 ) -> dict[Place, list[object]]:
     """By budget, by method, as they are known and others after them, and by seed."""
-    names = [*known, *(name for name, _, _ in rows)]
-    place_of = {name: -number for number, name in reversed(list(enumerate(names)))}
-    order = sorted(rows, key=lambda row: (row[1], -place_of[row[0]], row[2]))
+    names = list(dict.fromkeys([*known, *(name for name, _, _ in rows)]))
+    order = sorted(rows, key=lambda row: (row[1], names.index(row[0]), row[2]))
     return {place: rows[place] for place in order}
 
 
