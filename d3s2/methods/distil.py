@@ -18,10 +18,9 @@ from torch import nn
 
 from d3s2.core import machine
 from d3s2.core.code_version import code_version, is_module
-from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, read_json, write_json
 from d3s2.data.folder import open_folder
-from d3s2.methods.method import Method
+from d3s2.methods.method import Method, check_method
 from d3s2.methods.world import World
 
 BILL = "bill.json"
@@ -51,9 +50,7 @@ def distil(method: Method, world: World) -> Path:
     D3S2Error for a method without the members of `Method`, and for whatever it takes without
     declaring it.
     """
-    if not isinstance(method, Method):
-        wanted = "name, says, uses, after and write"
-        raise D3S2Error(f"{method!r} is no method: it must have {wanted} (see ByExamples).")
+    check_method(method)
     seen = world.seen_by(method.name, method.uses)
     folder = place_of(method, seen)
     if (folder / BILL).is_file():

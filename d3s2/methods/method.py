@@ -48,6 +48,13 @@ class Method(Protocol):
         """
 
 
+def check_method(method: object) -> None:
+    """Raise D3S2Error for what lacks a member of `Method`."""
+    if not isinstance(method, Method):
+        wanted = "name, says, uses, after, varies and write"
+        raise D3S2Error(f"{method!r} is no method: it must have {wanted} (see ByExamples).")
+
+
 class ByExamples:
     """A method that makes examples in memory. A subclass gives name, says, uses, `select` and
     `make`.

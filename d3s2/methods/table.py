@@ -16,7 +16,7 @@ from d3s2.guidance.sampler import Guidance
 from d3s2.methods.diver import PullBack
 from d3s2.methods.edits import Edits
 from d3s2.methods.embeddings import pooled_features
-from d3s2.methods.method import Method
+from d3s2.methods.method import Method, check_method
 from d3s2.methods.painted import Painted, Rank, greedy_masks
 from d3s2.methods.photographs import (
     FACILITY_LOCATION,
@@ -88,15 +88,14 @@ def _coreset(name: str, rank: Rank, says: str, *, varies: bool) -> Photographs:
 
 
 def _coresets() -> list[Method]:
-    fixed, drawn = {"varies": False}, {"varies": True}
     return [
-        _coreset("random", random_masks, "drawn at random", **drawn),
-        _coreset("uniform", uniform_masks, "round robin over the classes", **drawn),
-        _coreset("rare classes", rare_class_masks, "rare classes drawn more often", **drawn),
-        _coreset("k-center", K_CENTER, "farthest first in the proxy's features", **fixed),
-        _coreset("herding", HERDING, "whose mean feature follows that of all", **fixed),
-        _coreset("facility location", FACILITY_LOCATION, "one like every other", **fixed),
-        _coreset("balanced", greedy_masks, "those of D3S2's masks", **fixed),
+        _coreset("random", random_masks, "drawn at random", varies=True),
+        _coreset("uniform", uniform_masks, "round robin over the classes", varies=True),
+        _coreset("rare classes", rare_class_masks, "rare classes drawn more often", varies=True),
+        _coreset("k-center", K_CENTER, "farthest first in the proxy's features", varies=False),
+        _coreset("herding", HERDING, "whose mean feature follows that of all", varies=False),
+        _coreset("facility location", FACILITY_LOCATION, "one like every other", varies=False),
+        _coreset("balanced", greedy_masks, "those of D3S2's masks", varies=False),
     ]
 
 
@@ -139,9 +138,7 @@ def register(method: Method) -> Method:
     Raises D3S2Error for one without the members of `Method`, and for the name of a method of this
     table.
     """
-    if not isinstance(method, Method):
-        wanted = "name, says, uses, after, varies and write"
-        raise D3S2Error(f"{method!r} is no method: it must have {wanted} (see ByExamples).")
+    check_method(method)
     if method.name in {row.name for row in _rows()}:
         raise D3S2Error(f"{method.name!r} is a method of this package: choose another name.")
     METHODS[method.name] = method

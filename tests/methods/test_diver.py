@@ -94,29 +94,16 @@ def test_without_strength_it_is_img2img_to_the_bit_and_with_it_the_first_image_s
     clean = torch.full((1, 3, 8, 8), 0.5)
     assert torch.equal(run(0.0, clean), run(None, clean))
     # in a sampler: what is pulled in the middle of the run is still there in the next step
-    pulled = [
-        step.x
-        for step in sample(
-            LayoutGenerator(Grey(), noise_schedule()),
-            initial_noise([1], (3, 8, 8)),
-            None,
-            None,
-            50,
-            start=Start(clean, 10),
-            nudge=PullBack(0.5)(clean, 50),
-        )
-    ]
-    plain = [
-        step.x
-        for step in sample(
-            LayoutGenerator(Grey(), noise_schedule()),
-            initial_noise([1], (3, 8, 8)),
-            None,
-            None,
-            50,
-            start=Start(clean, 10),
-        )
-    ]
+    generator, noise = LayoutGenerator(Grey(), noise_schedule()), initial_noise([1], (3, 8, 8))
+    pulled, plain = (
+        [
+            step.x
+            for step in sample(
+                generator, noise, None, None, 50, start=Start(clean, 10), nudge=nudge
+            )
+        ]
+        for nudge in (PullBack(0.5)(clean, 50), None)
+    )
     away = [(a - clean).norm() / (b - clean).norm() for a, b in zip(pulled, plain, strict=True)]
     assert away[0] < 1 and away[15] < away[0]
 
