@@ -40,6 +40,7 @@ from d3s2.data.tensors import read_images
 from d3s2.guidance.losses import FeatureTargets
 from d3s2.guidance.painting import Painter, Recipe, synthesise
 from d3s2.guidance.quality import recognition
+from d3s2.methods.embeddings import pooled_features
 from d3s2.models.fitting import Schedule
 from d3s2.models.load import JUDGE, digest_of, load_generator, load_proxy
 from d3s2.models.pretraining import train_proxy
@@ -47,11 +48,7 @@ from d3s2.models.proxy import ProxySegmenter
 from d3s2.runs import config
 from d3s2.statistics.features import ClassMoments, feature_statistics
 from d3s2.studies import ablation
-from d3s2.studies.likeness import (
-    frechet_distance,
-    pooled_features,
-    told_apart,
-)
+from d3s2.studies.likeness import frechet_distance, told_apart
 from d3s2.training.evaluation import confusion, mean_iou
 
 REFERENCE = Path(__file__).parent / "reference" / "images.csv"
@@ -124,7 +121,8 @@ def measure(desk: Desk, arm: str, teach: int = 0) -> list[object]:
         shown = desk.train.subset(range(len(desk.real)))
     row: list[object] = [arm, len(shown)]
     for network in (desk.painter.proxy, desk.judge):
-        features = [pooled_features(network, images) for images in (shown, desk.real)]
+        pair = (shown, desk.real)
+        features = [pooled_features(images, network, progress=False) for images in pair]
         row.append(float(f"{frechet_distance(*features):.4g}"))
     apart = round(told_apart(desk.real, shown)[0], 3) if arm in ARMS else ""
     row.append(apart)

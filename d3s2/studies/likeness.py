@@ -16,9 +16,7 @@ from torch.nn import functional as F
 from d3s2.core.errors import D3S2Error
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.tensors import read_images
-from d3s2.models.proxy import ProxySegmenter
 
-BATCH = 50
 TELLING_STEPS = 300
 """Iterations of the classifier that tells painted from real; its training accuracy is then near
 1 where there is anything to see.
@@ -44,18 +42,6 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     traces = sum(float((root**2).sum()) for root in roots)
     shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     return max(0.0, float(shift @ shift) + traces - 2 * float(shared))
-
-
-@torch.no_grad()
-def pooled_features(network: ProxySegmenter, dataset: SegmentationDataset) -> np.ndarray:
-    """float64[N, D]: of each image the mean over its pixels of every feature of the encoder's
-    layers, finest first.
-    """
-    found = []
-    for indices in _batches(len(dataset)):
-        features = network(read_images(dataset, indices)).features[: len(network.encoder)]
-        found.append(torch.cat([feature.mean((2, 3)) for feature in features], 1))
-    return torch.cat(found).double().numpy()
 
 
 def told_apart(
@@ -105,7 +91,3 @@ def _classifier(images: Tensor, is_painted: Tensor, seed: int) -> nn.Module:
         F.binary_cross_entropy_with_logits(network(shown), target[batch]).backward()
         optimizer.step()
     return network.eval().requires_grad_(False)
-
-
-def _batches(count: int) -> list[range]:
-    return [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]

@@ -16,9 +16,8 @@ from training_jobs import write_data
 
 from d3s2.core.errors import D3S2Error
 from d3s2.data.folder import open_folder
-from d3s2.data.tensors import read_images
 from d3s2.guidance.quality import recognition
-from d3s2.studies.likeness import frechet_distance, pooled_features, told_apart
+from d3s2.studies.likeness import frechet_distance, told_apart
 
 
 def sample(seed: int, count: int, width: int) -> np.ndarray:
@@ -79,15 +78,6 @@ def changed(real, change, folder):
         pixels = change(np.array(Image.open(path)), number)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
     return open_folder(folder, "train")
-
-
-def test_features_are_the_means_of_the_encoders_layers(real):
-    found = pooled_features(Grey(), real)
-    images = read_images(real, range(len(real)))
-    assert found.shape == (60, 6)
-    np.testing.assert_allclose(found[:, :3], images.mean((2, 3)), atol=1e-6)
-    half = images[:, :, ::2, ::2].mean((2, 3)) / 2
-    np.testing.assert_allclose(found[:, 3:], half, atol=1e-6)
 
 
 def test_a_segmenter_that_is_right_recognises_everything_and_a_hidden_class_is_missed(
