@@ -6,7 +6,7 @@
 # make lint   one layout (ruff format), ruff over code and notebooks, and the contracts of imports
 # make clean  removes the virtual environment and caches; runs/ and data/ stay
 
-.PHONY: run test unit mutants lab lint clean setup
+.PHONY: run test unit mutants lab lint clean setup setup-course
 export PYTHON
 
 # A worker for every core, at most four: whole runs take 2 GB each
@@ -15,13 +15,13 @@ AT_ONCE = -n logical --maxprocesses 4
 run: setup
 	@.venv/bin/d3s2 run $(ARGS)
 
-test: setup
+test: setup-course
 	@.venv/bin/python -m pytest $(AT_ONCE) $(ARGS)
 
-unit: setup
+unit: setup-course
 	@.venv/bin/python -m pytest $(AT_ONCE) -m "not notebooks and not processes" $(ARGS)
 
-mutants: setup
+mutants: setup-course
 	@.venv/bin/python tests/mutants.py $(ARGS)
 
 lab: setup
@@ -34,6 +34,9 @@ lint: setup
 
 setup:
 	@./install.sh
+
+setup-course:
+	@./install.sh course
 
 clean:
 	rm -rf .venv .venv.old.* build .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

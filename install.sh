@@ -1,12 +1,14 @@
 #!/bin/sh
 # Make .venv and install d3s2 into it, if that has not been done with the same pins before. `make` calls this.
+# `./install.sh course` adds what tests, assignments and the book need.
 # A problem ends in one sentence that says what to do; pip's own words are in .venv/install.log.
 set -eu
 cd "$(dirname "$0")"
 
 need_mb=4000
 venv=.venv
-stamp=$venv/.installed
+requirements=requirements${1:+-$1}.in
+stamp=$venv/.installed${1:+-$1}
 log=$venv/install.log
 
 fail() {
@@ -16,7 +18,7 @@ fail() {
 
 is_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; }
 
-pins=$(cat requirements.in constraints.txt pyproject.toml install.sh | cksum)
+pins=$(cat requirements*.in constraints.txt pyproject.toml install.sh | cksum)
 if [ -x "$venv/bin/d3s2" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$pins $(pwd)" ] && is_311 "$venv/bin/python"; then
     exit 0
 fi
@@ -52,10 +54,10 @@ explain() {
 echo "d3s2: installing into $venv with $("$python" --version 2>&1) (once, a few minutes) ..."
 [ -d "$venv" ] && ! is_311 "$venv/bin/python" && mv "$venv" "$venv.old.$$"
 mkdir -p "$venv"
-rm -f "$stamp"
+rm -f "$venv"/.installed*
 "$python" -m venv "$venv" >"$log" 2>&1 ||
     fail "$python cannot make virtual environments: install its venv module (on Debian: python3.11-venv). $(tail -n 1 "$log")"
-"$venv/bin/python" -m pip install --disable-pip-version-check -r requirements.in -e . -c constraints.txt \
+"$venv/bin/python" -m pip install --disable-pip-version-check -r "$requirements" -e . -c constraints.txt \
     >>"$log" 2>&1 || explain
-printf '%s %s' "$pins" "$(pwd)" >"$stamp"
+printf '%s %s' "$pins" "$(pwd)" | tee "$stamp" >"$venv/.installed"
 echo "d3s2: installed."

@@ -18,12 +18,11 @@ def pins(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", text, re.MULTILINE))
 
 
-def test_every_requirement_is_pinned_and_locked() -> None:
-    wanted, locked = pins("requirements.in"), pins("constraints.txt")
+@pytest.mark.parametrize("name", ["requirements.in", "requirements-course.in"])
+def test_every_requirement_is_pinned_and_locked(name: str) -> None:
+    wanted, locked = pins(name), pins("constraints.txt")
     lines = [
-        line
-        for line in (ROOT / "requirements.in").read_text().splitlines()
-        if line and line[0] != "#"
+        line for line in (ROOT / name).read_text().splitlines() if line and line[0] not in "#-"
     ]
     assert len(wanted) == len(lines)
     for name, version in wanted.items():
@@ -38,7 +37,13 @@ def test_lock_fits_the_cpu_and_the_cuda_build() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    for name in ("install.sh", "requirements.in", "constraints.txt", "pyproject.toml"):
+    for name in (
+        "install.sh",
+        "requirements.in",
+        "requirements-course.in",
+        "constraints.txt",
+        "pyproject.toml",
+    ):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "bin").mkdir()
     return tmp_path

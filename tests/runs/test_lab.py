@@ -218,4 +218,4 @@ def test_make_lab_and_the_image_start_it_through_d3s2() -> None:
     assert said.splitlines()[-1] == ".venv/bin/d3s2 lab --address 0.0.0.0"
     dockerfile = (root / "Dockerfile").read_text()
     assert 'ENTRYPOINT ["tini", "--", "d3s2"]' in dockerfile
-    assert "jupyterlab" not in dockerfile and "jupyter lab" not in dockerfile
+    assert 'CMD ["lab", ' in dockerfile and "jupyter lab" not in dockerfile
