@@ -1,0 +1,1 @@
+"""Checks of what a reader writes; assignments and their grading."""
