@@ -33,6 +33,7 @@ from d3s2.training.job import (
     read_result,
     write_job,
 )
+from d3s2.training.nursery import Forked, Nursery
 from d3s2.training.reuse import still_to_train
 from d3s2.training.watch import Watch
 
@@ -143,6 +144,7 @@ class _Pool:
         self._say = say
         self._keys = keys
         self._running: dict[int, _Training] = {}
+        self._nursery: Nursery | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -157,7 +159,10 @@ class _Pool:
     def start(self, job: TrainingJob) -> None:
         """Begin a training on the first free core."""
         core = next(core for core in self._cores if core not in self._running)
-        self._running[core] = _Training(job, core, self._keys[job.work_dir])
+        if self._nursery is None and _is_forked(job):
+            self._nursery = Nursery(_environment(job))
+        nursery = self._nursery if _is_forked(job) else None
+        self._running[core] = _Training(job, core, self._keys[job.work_dir], nursery)
 
     def poll(self) -> list[_Training]:
         """The trainings that have ended, well or not, since the last call; their cores are free."""
@@ -174,14 +179,18 @@ class _Pool:
         for training in self._running.values():
             training.stop()
         self._running.clear()
+        if self._nursery is not None:
+            self._nursery.close()
 
 
 class _Training:
-    """A training in another process: `python -m d3s2.training.worker <job.json> <core> <key>`,
-    logged in train.log.
+    """A training in another process, logged in train.log: forked from the nursery, or, without one,
+    `python -m d3s2.training.worker <job.json> <core> <key>`.
     """
 
-    def __init__(self, job: TrainingJob, core: int, key: str) -> None:
+    def __init__(
+        self, job: TrainingJob, core: int, key: str, nursery: Nursery | None = None
+    ) -> None:
         self.job = job
         self.folder = Path(job.work_dir)
         self.logs = self.folder / "logs"
@@ -191,15 +200,12 @@ class _Training:
         for name in (FINISHED, RESULT):
             (self.folder / name).unlink(missing_ok=True)
         write_job(self.logs / "job.json", job)
-        command = [*_command(), str(self.logs / "job.json"), str(core), key]
-        with open(self.logs / "train.log", "wb") as log:  # the process keeps its own end of it
-            self.process = subprocess.Popen(
-                command,
-                env=_environment(job),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        arguments = [str(self.logs / "job.json"), str(core), key]
+        log = self.logs / "train.log"
+        if nursery is None:
+            self.process: Forked | subprocess.Popen[bytes] = _start(job, arguments, log)
+        else:
+            self.process = nursery.start(arguments, log)
         self.watch = Watch(job.name, job.iterations, self.logs, self.process.pid)
 
     def has_ended(self) -> bool:
@@ -253,6 +259,23 @@ class _Training:
         source = error if error.is_file() else self.logs / "train.log"
         lines = source.read_text(errors="replace").splitlines()
         return "\n".join(lines[-TAIL_LINES:])
+
+
+def _is_forked(job: TrainingJob) -> bool:
+    """Whether a training can be forked from a process that has imported all it needs."""
+    return sys.platform == "linux" and job.device == "cpu" and job.processes == 1
+
+
+def _start(job: TrainingJob, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """A training in a process that begins with nothing."""
+    with open(log, "wb") as file:  # the process keeps its own end of it
+        return subprocess.Popen(
+            [*_command(), *arguments],
+            env=_environment(job),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def _command() -> list[str]:

@@ -46,6 +46,7 @@ def test_each_training_gets_its_own_key_in_its_process(data, tmp_path, monkeypat
     (tmp_path / "child.py").write_text(CHILD)
     place = [side_by_side.sys.executable, str(tmp_path / "child.py")]
     monkeypatch.setattr(side_by_side, "_command", lambda: place)
+    monkeypatch.setattr(side_by_side, "_is_forked", lambda job: False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     jobs = [make_job(data, tmp_path / name, name=name) for name in "abc"]
     results = train_all(jobs, 2, progress=None, keys=["x", "y", "z"])

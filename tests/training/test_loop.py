@@ -428,6 +428,7 @@ def small_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(
         side_by_side, "_command", lambda: [sys.executable, str(tmp_path / "greedy.py")]
     )
+    monkeypatch.setattr(side_by_side, "_is_forked", lambda job: False)
 
 
 @pytest.mark.processes
