@@ -8,13 +8,12 @@ c is in mask i, and a_c(S) = sum of a_ic over the selection S:
     gain of mask i:  sum_c w_c log(1 + a_ic / (delta + a_c(S)))
 
 F is monotone and submodular, so greedy reaches at least (1 - 1/e) of the best value (Nemhauser,
-Wolsey, Fisher 1978), and a gain computed earlier is an upper bound of the gain now, which makes the
-lazy heap of Minoux (1978) exact.
+Wolsey, Fisher 1978), and a gain computed earlier is an upper bound of the gain now, which makes
+lazy evaluation (Minoux 1978) exact.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 import warnings
@@ -28,6 +27,11 @@ from scipy import sparse
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import load_npz, write_npz
 from d3s2.statistics.pixels import PixelCounts
+
+BLOCK = 8192
+"""Masks among which greedy looks first."""
+AT_ONCE = 128
+"""Gains that it computes anew together, at first."""
 
 
 @dataclass(frozen=True)
@@ -213,27 +217,65 @@ def greedy(
 
     matrix: presence, csr float64[N, C]; weights: float64[C] >= 0; budget: number of picks, None or
     more than N = all N; delta > 0: how many full presences halve a class's pull. Ties go to the
-    lowest index. A heap keeps each mask's last known gain; only the mask on top is recomputed, and
-    it is picked when it stays on top.
+    lowest index. The last known gain of a mask bounds its gain now. The masks of the largest bounds
+    are a block; in it gains are computed anew, many at once, until a new one is the largest. It is
+    picked when it is above all bounds outside of the block, too; else the block is chosen anew.
     """
     count = _check(matrix, weights, budget, delta)
-    rows = _rows(matrix)
-    weight = weights.tolist()
-    totals = [float(delta)] * matrix.shape[1]  # delta + a_c(S), S still empty
-    heap = [(-_gain(row, weight, totals), index) for index, row in enumerate(rows)]
-    heapq.heapify(heap)
+    gains = _Gains(matrix, weights, delta)
+    bounds = gains.of_all()
     picked: list[int] = []
-    gains: list[float] = []
+    values: list[float] = []
+    size = BLOCK
     while len(picked) < count:
-        index = heap[0][1]
-        fresh = (-_gain(rows[index], weight, totals), index)
-        heapq.heapreplace(heap, fresh)
-        if heap[0] == fresh:
-            heapq.heappop(heap)
+        block, outside, first = _block(bounds, size)
+        found = len(picked)
+        known = bounds[block]
+        while len(picked) < count:
+            best = _refresh(known, block, gains)
+            index, gain = int(block[best]), float(known[best])
+            if gain < outside or (gain == outside and index > first):
+                break
             picked.append(index)
-            gains.append(-fresh[0])
-            _add(rows[index], totals)
-    return _ranking(picked, gains)
+            values.append(gain)
+            gains.add(index)
+            known[best] = -np.inf
+        bounds[block] = known
+        size = BLOCK if len(picked) > found else 2 * size  # so that many equal masks end, too
+    return _ranking(picked, values)
+
+
+def _block(bounds: np.ndarray, size: int) -> tuple[np.ndarray, float, int]:
+    """The masks of the largest bounds, of equal ones the first: (positions int64[size] in ascending
+    order, the largest bound outside of them, the first mask there that has it).
+    """
+    if size >= len(bounds):
+        return np.arange(len(bounds)), -np.inf, len(bounds)
+    edge = np.partition(bounds, len(bounds) - size)[len(bounds) - size]
+    above, equal = np.flatnonzero(bounds > edge), np.flatnonzero(bounds == edge)
+    block = np.sort(np.concatenate([above, equal[: size - len(above)]]))
+    rest = bounds.copy()
+    rest[block] = -np.inf
+    first = int(rest.argmax())
+    return block, float(rest[first]), first
+
+
+def _refresh(known: np.ndarray, block: np.ndarray, gains: _Gains) -> int:
+    """Compute gains anew, those of the largest bounds first, until the largest of all is a new one;
+    its place in the block. Of equal ones that is the first.
+    """
+    is_new = np.zeros(len(block), dtype=bool)
+    at_once = AT_ONCE
+    best = int(known.argmax())
+    while not is_new[best]:
+        some = np.flatnonzero(~is_new)
+        if len(some) > at_once:
+            some = some[np.argpartition(known[some], len(some) - at_once)[-at_once:]]
+        known[some] = np.where(np.isneginf(known[some]), -np.inf, gains.of(block[some]))
+        is_new[some] = True
+        at_once *= 2
+        best = int(known.argmax())
+    return best
 
 
 def naive_greedy(
@@ -244,20 +286,18 @@ def naive_greedy(
     Arguments, ties and result are those of `greedy`, which computes a fraction of these k N gains.
     """
     count = _check(matrix, weights, budget, delta)
-    rows = _rows(matrix)
-    weight = weights.tolist()
-    totals = [float(delta)] * matrix.shape[1]  # delta + a_c(S), S still empty
-    unpicked = list(range(len(rows)))
+    gains = _Gains(matrix, weights, delta)
+    is_free = np.ones(matrix.shape[0], dtype=bool)
     picked: list[int] = []
-    gains: list[float] = []
+    values: list[float] = []
     for _ in range(count):
-        gain = {index: _gain(rows[index], weight, totals) for index in unpicked}
-        best = max(unpicked, key=gain.__getitem__)  # of equal ones the first: the lowest index
+        now = np.where(is_free, gains.of_all(), -np.inf)
+        best = int(now.argmax())  # of equal ones the first: the lowest index
         picked.append(best)
-        gains.append(gain[best])
-        unpicked.remove(best)
-        _add(rows[best], totals)
-    return _ranking(picked, gains)
+        values.append(float(now[best]))
+        is_free[best] = False
+        gains.add(best)
+    return _ranking(picked, values)
 
 
 def random_ranking(total: int, seed: int = 0) -> Ranking:
@@ -334,12 +374,40 @@ def _ranking(picked: Sequence[int] | np.ndarray, gains: Sequence[float] | None =
     return Ranking(indices, np.array(gains, dtype=np.float64))
 
 
-def _rows(matrix: sparse.csr_array) -> list[list[tuple[int, float]]]:
-    """Each mask's classes and presences as plain pairs: many times faster than slicing a sparse
-    matrix.
+class _Gains:
+    """Marginal gains while a selection grows. Each is one sum in the order of its mask's entries,
+    whichever others are computed beside it: equal masks have equal gains, to the last bit.
+
+    matrix: presence, csr float64[N, C]; weights: float64[C].
     """
-    pairs = list(zip(matrix.indices.tolist(), matrix.data.tolist(), strict=True))
-    return [pairs[a:b] for a, b in itertools.pairwise(matrix.indptr)]
+
+    def __init__(self, matrix: sparse.csr_array, weights: np.ndarray, delta: float) -> None:
+        self._classes, self._presences = matrix.indices, matrix.data
+        self._starts, self._weights = matrix.indptr.astype(np.int64), weights
+        self._totals = np.full(matrix.shape[1], float(delta))  # delta + a_c(S), S still empty
+
+    def of_all(self) -> np.ndarray:
+        """float64[N]."""
+        masks = np.repeat(np.arange(len(self._starts) - 1), np.diff(self._starts))
+        return np.bincount(masks, self._terms(slice(None)), len(self._starts) - 1)
+
+    def of(self, masks: np.ndarray) -> np.ndarray:
+        """float64[k], of the masks at these positions, int64[k]."""
+        begins = self._starts[masks]
+        lengths = self._starts[masks + 1] - begins
+        ends = np.cumsum(lengths)
+        entries = np.arange(ends[-1]) + np.repeat(begins - ends + lengths, lengths)
+        rows = np.repeat(np.arange(len(masks)), lengths)
+        return np.bincount(rows, self._terms(entries), len(masks))
+
+    def add(self, mask: int) -> None:
+        """One more mask is selected: its presences join the totals."""
+        entries = slice(self._starts[mask], self._starts[mask + 1])
+        self._totals[self._classes[entries]] += self._presences[entries]
+
+    def _terms(self, entries: slice | np.ndarray) -> np.ndarray:
+        classes = self._classes[entries]
+        return self._weights[classes] * np.log1p(self._presences[entries] / self._totals[classes])
 
 
 def _represented(
@@ -360,17 +428,6 @@ def _row_sums(matrix: sparse.csr_array, values: np.ndarray) -> np.ndarray:
 def _largest(values: np.ndarray, count: int) -> float:
     """The sum of the `count` largest."""
     return float(np.sort(values)[len(values) - count :].sum())
-
-
-def _gain(row: list[tuple[int, float]], weight: list[float], totals: list[float]) -> float:
-    """Marginal gain of one mask; totals[c] = delta + a_c(S)."""
-    return sum([weight[c] * math.log1p(a / totals[c]) for c, a in row])
-
-
-def _add(row: list[tuple[int, float]], totals: list[float]) -> None:
-    """One more mask is selected: its presences join the totals."""
-    for c, a in row:
-        totals[c] += a
 
 
 def _check(matrix: sparse.csr_array, weights: np.ndarray, budget: int | None, delta: float) -> int:

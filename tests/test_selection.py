@@ -115,6 +115,31 @@ def test_lazy_is_naive_and_gains_fall(seed: int, budget: int, delta: float) -> N
     assert (np.diff(lazy.gains) <= 1e-15).all() and (lazy.gains >= 0).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.integers(1, 9), st.integers(1, 4), st.booleans())
+def test_lazy_is_naive_whatever_is_looked_at_first(
+    seed: int, block: int, at_once: int, binary: bool
+) -> None:
+    """Blocks and refreshes far smaller than the data, with and without equal masks, to the last."""
+    matrix = matrix_of(seed, 40, 5, 0.3)
+    matrix = sparse.csr_array(np.sign(matrix.toarray())) if binary else matrix
+    weights = np.ones(5) if binary else np.random.default_rng(seed).random(5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "BLOCK", block)
+        patch.setattr(selection, "AT_ONCE", at_once)
+        lazy = greedy(matrix, weights)
+    naive = naive_greedy(matrix, weights)
+    assert lazy.indices.tolist() == naive.indices.tolist()
+    assert lazy.gains.tolist() == naive.gains.tolist()
+
+
+def test_a_thousand_equal_masks_are_picked_in_their_order() -> None:
+    matrix = sparse.csr_array(np.ones((1000, 2)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "BLOCK", 8)
+        assert greedy(matrix, np.ones(2)).indices.tolist() == list(range(1000))
+
+
 @settings(max_examples=20, deadline=None)
 @given(SEEDS, st.sampled_from([0.1, 1.0, 10.0]))
 def test_the_oracle_takes_what_raises_the_objective_most(seed: int, delta: float) -> None:
@@ -331,12 +356,22 @@ def long_tail(masks: int = 20_210, classes: int = 150, seed: int = 0) -> PixelCo
 
 def test_selection_at_the_size_of_ade20k_is_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
     """One gain a mask to begin with, and a few for each pick instead of one for every mask."""
-    counts, computed = long_tail(), itertools.count()
+    counts, computed = long_tail(), []
     matrix, weights = presence(counts), class_weights(counts.image_counts(), 0.5)
-    gain = selection._gain
-    monkeypatch.setattr(selection, "_gain", lambda *values: (next(computed), gain(*values))[1])
+    some, whole = selection._Gains.of, selection._Gains.of_all
+
+    def count_some(gains: selection._Gains, masks: np.ndarray) -> np.ndarray:
+        computed.append(len(masks))
+        return some(gains, masks)
+
+    def count_whole(gains: selection._Gains) -> np.ndarray:
+        computed.append(len(counts))
+        return whole(gains)
+
+    monkeypatch.setattr(selection._Gains, "of", count_some)
+    monkeypatch.setattr(selection._Gains, "of_all", count_whole)
     ranking = greedy(matrix, weights, 202)
-    assert next(computed) < len(counts) + 202 * len(counts) / 40
+    assert sum(computed) < len(counts) + 202 * len(counts) / 40
     spread = coverage(matrix, ranking.first(202))
     chance = coverage(matrix, random_ranking(len(counts), 0).first(202))
     assert spread.covered >= chance.covered

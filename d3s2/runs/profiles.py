@@ -104,7 +104,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "val_images": 24,
         "feature_images": 64,
         "budget": 0.03,
-        "steps": 10,
+        "steps": 5,
         "sampling_batch": 4,
         "iterations": 20,
     },

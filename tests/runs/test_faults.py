@@ -1,8 +1,8 @@
 """What may happen to a run on a real machine: kills, full and read-only disks, damaged files, odd
 places and clocks.
 
-`D3S2_THOROUGH=1` kills a run at 20 moments, instead of one with the real notebooks and three with
-changing parameters.
+`D3S2_THOROUGH=1` kills a run of the real notebooks at 20 moments, and one with changing parameters;
+otherwise runs of the short sequence are killed, once and three times.
 """
 
 from __future__ import annotations
@@ -105,33 +105,6 @@ def attempt(
     return process.returncode == 0
 
 
-@pytest.mark.notebooks
-def test_kills_at_any_moment_leave_the_same_bytes(
-    smoke: tuple[SmokeRun, str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """In a place with spaces and other alphabets, each attempt in another language, time zone and,
-    once, another year.
-    """
-    whole, _ = smoke
-    usual = sum(seconds for _, seconds, _ in runner.timings(whole.folder))
-    clock = tmp_path_factory.mktemp("clock")
-    (clock / "sitecustomize.py").write_text(SHIFTED_CLOCK)
-    path = os.pathsep.join(filter(None, [str(clock), os.environ.get("PYTHONPATH", "")]))
-    settings = [one | ({"PYTHONPATH": path} if "PYTHONPATH" in one else {}) for one in SETTINGS]
-    rng, kills, wanted = random.Random(SEED), 0, KILLS if KILLS == 20 else 1
-    while kills < wanted:
-        run = SmokeRun(tmp_path_factory.mktemp("ein Ort für Läufe 分割 "))
-        over = False
-        while kills < wanted and not over:
-            victim = VICTIMS[(kills + kills // len(VICTIMS)) % len(VICTIMS)]
-            over = attempt(
-                run, settings[kills % len(settings)], victim, rng.uniform(0.05, 0.45) * usual, rng
-            )
-            kills += not over
-        run.finish()
-        assert differences(whole, run) == []
-
-
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Shorts:
     """Unbroken runs of the short sequence, each made when it is asked for."""
@@ -157,6 +130,35 @@ class Shorts:
             run = self.new().given(values)
             self.done[str(values)] = (run, run.finish())
         return self.done[str(values)]
+
+
+@pytest.mark.notebooks
+def test_kills_at_any_moment_leave_the_same_bytes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """In a place with spaces and other alphabets, each attempt in another language, time zone and,
+    once, another year.
+    """
+    short = None if KILLS == 20 else request.getfixturevalue("short")
+    whole, _ = short.unbroken({}) if short else request.getfixturevalue("smoke")
+    usual = sum(seconds for _, seconds, _ in runner.timings(whole.folder))
+    clock = tmp_path_factory.mktemp("clock")
+    (clock / "sitecustomize.py").write_text(SHIFTED_CLOCK)
+    path = os.pathsep.join(filter(None, [str(clock), os.environ.get("PYTHONPATH", "")]))
+    settings = [one | ({"PYTHONPATH": path} if "PYTHONPATH" in one else {}) for one in SETTINGS]
+    rng, kills, wanted = random.Random(SEED), 0, KILLS if KILLS == 20 else 1
+    while kills < wanted:
+        place = "ein Ort für Läufe 分割 "
+        run = short.new(place).given({}) if short else SmokeRun(tmp_path_factory.mktemp(place))
+        over = False
+        while kills < wanted and not over:
+            victim = VICTIMS[(kills + kills // len(VICTIMS)) % len(VICTIMS)]
+            over = attempt(
+                run, settings[kills % len(settings)], victim, rng.uniform(0.05, 0.45) * usual, rng
+            )
+            kills += not over
+        run.finish()
+        assert differences(whole, run, 40 if short else 400) == []
 
 
 @pytest.mark.notebooks

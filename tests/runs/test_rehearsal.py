@@ -160,7 +160,7 @@ def test_a_run_that_nothing_stops_says_first_what_it_will_take(
 @pytest.mark.parametrize("profile", REAL)
 def test_every_notebook_of_a_real_profile_is_rehearsed(tmp_path: Path, profile: str) -> None:
     words = [sys.executable, "-m", "d3s2.runs.cli", "rehearse", "--profile", profile]
-    words += ["-p", "iterations=4"]  # of the 20 that it takes otherwise: minutes on one core
+    words += ["-p", "iterations=2"]  # of the 20 that it takes otherwise: minutes on one core
     done = subprocess.run(
         words,
         env=os.environ | {"D3S2_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")},
