@@ -2,11 +2,12 @@
 # make test   sets up on first use, then all tests, the notebooks included
 # make unit   the tests that start no processes and no notebooks, two minutes on two cores
 # make lab    JupyterLab on the notebooks
+# make assignments  the graded assignments as students get them, checked; docs/teaching.md
 # make mutants  breaks the code line by line: do the tests notice? Hours, see docs/mutants.md
 # make lint   one layout (ruff format), ruff over code and notebooks, and the contracts of imports
 # make clean  removes the virtual environment and caches; runs/ and data/ stay
 
-.PHONY: run test unit mutants lab lint clean setup setup-course
+.PHONY: run test unit mutants lab lint clean setup setup-course assignments
 export PYTHON
 
 # A worker for every core, at most four: whole runs take 2 GB each
@@ -23,6 +24,9 @@ unit: setup-course
 
 mutants: setup-course
 	@.venv/bin/python tests/mutants.py $(ARGS)
+
+assignments: setup-course
+	@.venv/bin/python -m d3s2.course.assignments $(ARGS)
 
 lab: setup
 	@.venv/bin/d3s2 lab $(ARGS)
