@@ -91,13 +91,14 @@ def autograde(
         yield graded(api, folder, student, name)
 
 
-def feedback(folder: Path, name: str) -> list[Path]:
-    """A page for each graded submission: points, comments and what the tests said. Raises D3S2Error
-    when nothing is graded, and where nbgrader fails.
+def feedback(folder: Path, name: str, students: Sequence[str] | None = None) -> list[Path]:
+    """A page for each graded submission, or for these: points, comments and what the tests said.
+
+    Raises D3S2Error when nothing is graded, and where nbgrader fails.
     """
     api = course(folder)
     pages = []
-    for student in _graded_students(folder, name):
+    for student in students or _graded_students(folder, name):
         done = api.generate_feedback(name, student)
         if not done["success"]:
             raise D3S2Error(f"nbgrader made no feedback for {student}: {done.get('error')}")

@@ -31,14 +31,14 @@ def encode(value: Any) -> Any:
     Plain are numbers, texts, None, arrays and tensors of numbers, and lists, tuples and dicts of
     these. Raises Broken for all else.
     """
+    if isinstance(value, np.generic):  # before float, of which NumPy's float64 is one
+        return {"number": _encode_array(np.asarray(value))}
     if value is None or isinstance(value, bool | int | float | str):
         return _builtin(value)
     if isinstance(value, torch.Tensor):
         return {"tensor": _encode_array(value.detach().cpu().numpy())}
     if isinstance(value, np.ndarray):
         return {"array": _encode_array(value)}
-    if isinstance(value, np.generic):
-        return {"number": _encode_array(np.asarray(value))}
     if isinstance(value, list):
         return {"list": [encode(each) for each in value]}
     if isinstance(value, tuple):
