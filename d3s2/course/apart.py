@@ -2,7 +2,7 @@
 
     python -m d3s2.course.apart
 
-is started by `judging.Nursery` and speaks through its standard input, a socket. It loads what
+is started by `nursery.Nursery` and speaks through its standard input, a socket. It loads what
 submissions need once, and forks for each of them: a fresh process costs milliseconds. The child
 runs cells and calls functions as it is told, and answers in plain values (`wire`); it is never
 shown a test.
@@ -65,7 +65,7 @@ def plain_python(code: str) -> str:
 
 def _told(error: BaseException) -> dict[str, str]:
     """The error as the reader of a notebook would see it, in short."""
-    (text, *_), kind = traceback.format_exception_only(error), type(error).__name__
+    text, kind = traceback.format_exception_only(error)[-1], type(error).__name__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "cell" in frame[0]]
     place = f" (line {frames[-1].lineno} of the cell)" if frames else ""
     return {"kind": kind, "text": text.strip()[:500] + place}
@@ -95,6 +95,8 @@ def serve(descriptor: int, job: Mapping[str, Any]) -> None:
     for standard in (0, 1, 2):
         os.dup2(nowhere, standard)
     os.chdir(job["folder"])
+    os.environ |= dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR"), job["folder"])
+    os.environ["MPLBACKEND"] = "agg"
     for module in job["closed"]:
         sys.modules[module] = None
     printed = Printed()

@@ -23,7 +23,8 @@ from nbformat import NotebookNode
 from d3s2.core.errors import D3S2Error, exit_code
 from d3s2.core.files import read_json, write_json
 from d3s2.core.places import PACKAGE
-from d3s2.course.judging import GENEROUS, HIDDEN, Limits, Nursery, judge, kind_of
+from d3s2.course.judging import HIDDEN, judge, kind_of
+from d3s2.course.nursery import GENEROUS, Limits, Nursery
 from d3s2.course.rebuilding import grade_id, is_answer
 
 NAMES = ("statistics", "selection", "guidance", "evaluation", "comparison")

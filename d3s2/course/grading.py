@@ -26,7 +26,7 @@ from d3s2.core.errors import D3S2Error, exit_code
 from d3s2.core.files import write_csv
 from d3s2.course.assignments import NAMES, read
 from d3s2.course.gradebooks import course, settings
-from d3s2.course.judging import Limits
+from d3s2.course.nursery import Limits
 from d3s2.course.rebuilding import remarks_in
 from d3s2.course.receiving import receive, submissions
 

@@ -29,12 +29,13 @@ from nbgrader.preprocessors import (
 )
 from traitlets import Float, Integer
 
-from d3s2.course.judging import Limits, Nursery, judge
+from d3s2.course.judging import judge
+from d3s2.course.nursery import Limits, Nursery
 from d3s2.course.rebuilding import rebuild
 
 
 @functools.cache
-def nursery() -> Nursery:
+def the_nursery() -> Nursery:
     """The one of this process; it ends with it."""
     found = Nursery()
     atexit.register(found.close)
@@ -73,7 +74,7 @@ class JudgeApart(NbGraderPreprocessor):
         self, nb: NotebookNode, resources: dict[str, Any]
     ) -> tuple[NotebookNode, dict[str, Any]]:
         """nbgrader's call: the notebook with what came into its cells."""
-        judge(nb, nursery(), Limits(self.cell_seconds, self.whole_seconds, self.memory))
+        judge(nb, the_nursery(), Limits(self.cell_seconds, self.whole_seconds, self.memory))
         return nb, resources
 
 

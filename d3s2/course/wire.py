@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-LONGEST = 64 * 2**20
-"""Bytes of one message."""
+LONGEST = 2**19
+"""Bytes of one message. A larger array, held against another one, could fill the tests' memory."""
 KINDS = "biuf"
 """Of NumPy's dtypes: truth values, integers, floats."""
 
@@ -99,7 +99,7 @@ def pack(message: Any) -> bytes:
     """A message as bytes, with its length before it. Raises Broken for one that is too long."""
     text = json.dumps(message).encode()
     if len(text) > LONGEST:
-        raise Broken(f"{len(text) / 2**20:.0f} MB were returned: more than {LONGEST >> 20}")
+        raise Broken(f"{len(text) >> 10:,} KB were returned: more than {LONGEST >> 10:,}")
     return struct.pack(">I", len(text)) + text
 
 

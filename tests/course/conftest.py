@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from course_made import Made
 
-from d3s2.course.judging import Nursery
+from d3s2.course.nursery import Nursery
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,8 @@ from d3s2.course.assignments import (
     seeded,
     sources_folder,
 )
-from d3s2.course.judging import Nursery, judge, kind_of
+from d3s2.course.judging import judge, kind_of
+from d3s2.course.nursery import Nursery
 from d3s2.course.rebuilding import grade_id
 
 SOURCES = {name: sources_folder() / "source" / name / f"{name}.ipynb" for name in NAMES}
@@ -71,6 +72,17 @@ def test_there_are_five_wrong_answers_for_each() -> None:
     for name in NAMES:
         cells = [one.cell for one in WRONG if one.assignment == name]
         assert len(cells) == 5 == len(set(cells))
+
+
+def test_the_teachers_guide_lists_tasks_and_mistakes_as_they_are() -> None:
+    guide = (sources_folder().parent / "docs" / "teaching.md").read_text(encoding="utf-8")
+    for one in WRONG:
+        assert f"| `{one.assignment}` | {one.mistake} | `{one.test}` |" in guide
+    for name in NAMES:
+        notebook = read(SOURCES[name])
+        machine = int(sum(points(notebook).values()))
+        row = f"| {notebook.metadata.d3s2.minutes} | {machine} | {20 - machine} |"
+        assert re.search(rf"^\| `{name}` \| [^|]+ {re.escape(row)}", guide, re.MULTILINE), name
 
 
 def test_another_seed_makes_other_numbers_and_no_other_text() -> None:

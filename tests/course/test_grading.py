@@ -26,7 +26,7 @@ from d3s2.course.assignments import read
 from d3s2.course.gradebooks import course as door
 from d3s2.course.grading import Graded, autograde, export, feedback, main
 from d3s2.course.grading import graded as graded_in
-from d3s2.course.judging import Limits
+from d3s2.course.nursery import Limits
 from d3s2.course.rebuilding import grade_id, is_answer
 
 pytestmark = pytest.mark.processes
@@ -64,6 +64,8 @@ HARM = {
         "return counts.astype(float).view(Equal)",
     ),
     "returns an object": answer("class Any:\n    shape = (2, 3)", "return Any()"),
+    "returns too much": answer(body="return np.ones((10**6, 1, 1))"),
+    "is no Python": "def presence(counts, tau=0.02)\n    return counts",
     "reads the tests": answer(body="return eval(open({source!r}).read())"),
     "reads by descriptor": answer(
         body="import os\nreturn os.read(os.open({source!r}, os.O_RDONLY), 9)"
@@ -254,6 +256,7 @@ def said(course: Made, student: str, cell: str = "presence-test") -> str:
         ("leaves", "SystemExit"),
         ("eats memory", "Unable to allocate"),
         ("returns an object", "a Any was returned"),
+        ("returns too much", "KB were returned"),
         ("reads the tests", "may not open"),
         ("reads by descriptor", "may not open"),
         ("looks for the tests", "gc.get_objects"),
@@ -271,6 +274,10 @@ def test_the_reason_is_said(
     course: Made, graded: dict[str, Graded], student: str, why: str
 ) -> None:
     assert why in said(course, student)
+
+
+def test_a_cell_that_is_no_python_says_so(course: Made, graded: dict[str, Graded]) -> None:
+    assert "SyntaxError: expected ':'" in said(course, "is no Python", "presence")
 
 
 def test_what_is_printed_is_bounded(course: Made, graded: dict[str, Graded]) -> None:

@@ -92,5 +92,5 @@ def test_messages_pass_through_a_pipe() -> None:
 
 def test_a_long_message_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "LONGEST", 100)
-    with pytest.raises(wire.Broken, match="MB were returned"):
+    with pytest.raises(wire.Broken, match="KB were returned"):
         wire.pack("x" * 101)
