@@ -3,11 +3,12 @@
 # make unit   the tests that start no processes and no notebooks, two minutes on two cores
 # make lab    JupyterLab on the notebooks
 # make assignments  the graded assignments as students get them, checked; docs/teaching.md
+# make book   the committed notebooks and documents as a site: build/book/index.html
 # make mutants  breaks the code line by line: do the tests notice? Hours, see docs/mutants.md
 # make lint   one layout (ruff format), ruff over code and notebooks, and the contracts of imports
 # make clean  removes the virtual environment and caches; runs/ and data/ stay
 
-.PHONY: run test unit mutants lab lint clean setup setup-course assignments
+.PHONY: run test unit mutants lab assignments book lint clean setup setup-course
 export PYTHON
 
 # A worker for every core, at most four: whole runs take 2 GB each
@@ -30,6 +31,9 @@ assignments: setup-course
 
 lab: setup
 	@.venv/bin/d3s2 lab $(ARGS)
+
+book: setup-course
+	@.venv/bin/python docs/book/build.py $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff format --check d3s2 tests
