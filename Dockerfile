@@ -60,6 +60,7 @@ RUN useradd --uid "$UID" --create-home d3s2; \
     chmod 1777 /home/d3s2; \
     install -d -m 1777 /d3s2
 ENV HOME=/home/d3s2 \
+    D3S2_CONTAINER=1 \
     D3S2_HOME=/d3s2 \
     HF_HOME=/d3s2/hub \
     PYTHONUNBUFFERED=1 \
@@ -69,6 +70,7 @@ EXPOSE 8888
 # Only JupyterLab can be asked how it is; a run that works on its notebooks is healthy.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["sh", "-c", "! grep -qaz '^lab$' /proc/1/cmdline || \
     python -c \"import urllib.request as u; u.urlopen('http://127.0.0.1:8888/api', timeout=5)\""]
+# A first word that is no command of d3s2 is a program of the image, such as a hub's jupyterhub-singleuser.
 ENTRYPOINT ["tini", "--", "d3s2"]
 CMD ["lab", "--address", "0.0.0.0"]
 

@@ -15,7 +15,7 @@ from d3s2.core import places
 from d3s2.core.errors import D3S2Error, NotebookFailed, printable
 from d3s2.core.files import read_json
 from d3s2.core.processes import end_with_parent
-from d3s2.runs import config
+from d3s2.runs import config, container
 from d3s2.runs.parameter_files import read_parameters
 from d3s2.runs.parameters import parse
 from d3s2.runs.profiles import PROFILES
@@ -28,7 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (a notebook or a check failed), 2 (bad input), 130
     (Ctrl-C).
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        container.pass_on(words, _names(parser), os.environ)
+    except D3S2Error as error:
+        print(f"d3s2: {printable(error)}", file=sys.stderr)
+        return EXIT_USAGE
+    options = parser.parse_args(words)
     end_with_parent()
     os.environ.pop(config.PARAMETERS, None)  # those of a run that this one was started in
     for stream in (sys.stdout, sys.stderr):
@@ -70,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     for add in _COMMANDS:
         add(commands)
     return parser
+
+
+def _names(parser: argparse.ArgumentParser) -> set[str]:
+    """The commands there are."""
+    return {name for action in parser._actions for name in action.choices or ()}
 
 
 def _add_run(commands: Any) -> None:
