@@ -134,6 +134,8 @@ OWN_ROOM = {
 }
 """The room of each chapter's code; appendices A have `studies`."""
 MOST_OTHER_ROOMS = 3
+OF_THE_READER = {"course"}
+"""Rooms that judge what the reader writes: nothing of a chapter's own."""
 
 
 def rooms(path: Path, notebook: Notebook) -> Iterator[str]:
@@ -143,7 +145,7 @@ def rooms(path: Path, notebook: Notebook) -> Iterator[str]:
         for line in cell.source.splitlines():
             if match := re.match(r"\s*from d3s2(?:\.(\w+))?[\w.]* import (\w+)", line):
                 found.add(match[1] or match[2])
-    others = found - {OWN_ROOM.get(path.name[:2], "studies")}
+    others = found - {OWN_ROOM.get(path.name[:2], "studies")} - OF_THE_READER
     most = MOST_OTHER_ROOMS if path.name[0].isdigit() else 2 * MOST_OTHER_ROOMS
     if len(others) > most:
         yield f"imports from {len(others)} other rooms: {', '.join(sorted(others))}"
