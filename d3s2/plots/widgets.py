@@ -1,16 +1,24 @@
 """Controls for a live notebook. Each takes a still picture of the same, which stands in its place
 where nobody can turn a knob: in runs by papermill, in tests, and so in what is published.
+
+Every knob is one of the browser's own controls (a slider, a list, a box to tick): Tab reaches it
+and the arrow keys turn it, no mouse is needed.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+BUSY = "<i>computing …</i>"
+"""Stands below the picture while the next one is computed."""
+_PAPER = (255, 255, 255)
 
 
 def is_headless() -> bool:
@@ -47,34 +55,122 @@ def live(
         return still
     kept = {name: _png(frame, zoom) for name, frame in (known or {}).items()}
 
-    def picture(name: str) -> bytes:
+    def picture(name: str) -> tuple[bytes, str]:
         if name not in kept:
             kept[name] = _png(draw(values[name]), zoom)
-        return kept[name]
+        return kept[name], ""
 
-    return _knob(list(values), picture)
+    return _box([_slider("", list(values))], picture)
 
 
-def _knob(names: list[str], picture: Callable[[str], bytes]) -> Any:
-    from ipywidgets import HTML, SelectionSlider, VBox
+def controls(
+    draw: Callable[..., Any],
+    knobs: Mapping[str, Mapping[str, Any] | Sequence[Any]],
+    still: Any = None,
+    begin: Mapping[str, Any] | None = None,
+) -> Any:
+    """Several knobs on one picture, which is computed when they stand so for the first time, and
+    kept; `still` when headless.
+
+    Args:
+        draw: called with the knobs' values by name; gives a picture, or (pictures, words): one or
+        a list of them, each uint8[H, W, 3] or a Figure, and what stands below them.
+        knobs: by the name of draw's argument: a sequence of numbers is a slider; a mapping from
+        what is shown to the value, a list to choose from; (False, True), a box to tick.
+        still: what the cell shows without knobs.
+        begin: values to begin with; else the first of each.
+
+    An error of `draw` at the beginning is the cell's own; a later one is shown as a sentence.
+    """
+    if is_headless():
+        return still
+    kept: dict[tuple[Any, ...], tuple[bytes, str]] = {}
+    widgets = [_control(name, values, (begin or {}).get(name)) for name, values in knobs.items()]
+
+    def picture(*values: Any) -> tuple[bytes, str]:
+        if values not in kept:
+            kept[values] = _drawn(draw(**dict(zip(knobs, values, strict=True))))
+        return kept[values]
+
+    return _box(widgets, picture)
+
+
+def _control(name: str, values: Mapping[str, Any] | Sequence[Any], begin: Any) -> Any:
+    from ipywidgets import Checkbox, Dropdown
+
+    label = name.replace("_", " ")
+    if tuple(values) == (False, True):
+        return Checkbox(value=bool(begin), description=label, indent=False)
+    if isinstance(values, Mapping):
+        first = next(iter(values.values())) if begin is None else begin
+        return Dropdown(options=list(values.items()), value=first, description=label, style=_STYLE)
+    return _slider(label, list(values), begin)
+
+
+def _slider(label: str, options: list[Any], begin: Any = None) -> Any:
+    from ipywidgets import SelectionSlider
+
+    return SelectionSlider(
+        options=options,
+        value=options[0] if begin is None else begin,
+        description=label,
+        continuous_update=False,
+        layout={"width": "560px"},
+        style=_STYLE,
+    )
+
+
+_STYLE = {"description_width": "140px"}
+
+
+def _box(knobs: list[Any], picture: Callable[..., tuple[bytes, str]]) -> Any:
+    """The knobs, the picture, and a line that says what `picture` says, that it computes, or how it
+    failed.
+    """
+    from ipywidgets import HTML, VBox
     from ipywidgets import Image as ImageWidget
 
-    view, note = ImageWidget(format="png", value=picture(names[0])), HTML()
-    slider = SelectionSlider(options=names, continuous_update=False, layout={"width": "560px"})
+    first, words = picture(*(knob.value for knob in knobs))
+    view, note = ImageWidget(format="png", value=first), HTML(words)
 
-    def turn(change: dict[str, Any]) -> None:
+    def turn(_: dict[str, Any]) -> None:
+        note.value = BUSY
         try:
-            view.value, note.value = picture(change["new"]), ""
+            view.value, note.value = picture(*(knob.value for knob in knobs))
         except Exception as error:  # noqa: BLE001 - a callback's traceback would vanish in the server's log
-            note.value = f"<b>{type(error).__name__}</b>: {error}"
+            said = html.escape(str(error))
+            note.value = f"<b>{type(error).__name__}</b>: {said}. The picture is the last one."
 
-    slider.observe(turn, names="value")
-    return VBox([slider, view, note])
+    for knob in knobs:
+        knob.observe(turn, names="value")
+    return VBox([*knobs, view, note])
 
 
-def _png(array: np.ndarray, zoom: int) -> bytes:
-    image, stream = Image.fromarray(array), io.BytesIO()
-    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(
-        stream, format="PNG"
-    )
+def _drawn(given: Any) -> tuple[bytes, str]:
+    """PNG and HTML of what a draw function gave."""
+    pictures, words = given if isinstance(given, tuple) else (given, "")
+    said = f"<pre>{html.escape(words)}</pre>" if words else ""
+    return _png(pictures, 1), said
+
+
+def _png(pictures: Any, zoom: int) -> bytes:
+    """One picture, or several below each other, each pixel `zoom` wide and high."""
+    listed = pictures if isinstance(pictures, list) else [pictures]
+    images, stream = [_image(picture) for picture in listed], io.BytesIO()
+    size = max(image.width for image in images), sum(image.height for image in images)
+    paper, down = Image.new("RGB", size, _PAPER), 0
+    for image in images:
+        paper.paste(image, (0, down))
+        down += image.height
+    large = (paper.width * zoom, paper.height * zoom)
+    paper.resize(large, Image.Resampling.NEAREST).save(stream, format="PNG")
     return stream.getvalue()
+
+
+def _image(picture: Any) -> Image.Image:
+    """A picture uint8[H, W, 3] or a Figure, as it draws itself."""
+    if not hasattr(picture, "savefig"):
+        return Image.fromarray(picture).convert("RGB")
+    stream = io.BytesIO()
+    picture.savefig(stream, format="png")
+    return Image.open(stream).convert("RGB")
