@@ -68,6 +68,7 @@ def controls(
     knobs: Mapping[str, Mapping[str, Any] | Sequence[Any]],
     still: Any = None,
     begin: Mapping[str, Any] | None = None,
+    zoom: int = 1,
 ) -> Any:
     """Several knobs on one picture, which is computed when they stand so for the first time, and
     kept; `still` when headless.
@@ -79,6 +80,7 @@ def controls(
         what is shown to the value, a list to choose from; (False, True), a box to tick.
         still: what the cell shows without knobs.
         begin: values to begin with; else the first of each.
+        zoom: of pictures that are no Figure.
 
     An error of `draw` at the beginning is the cell's own; a later one is shown as a sentence.
     """
@@ -89,7 +91,7 @@ def controls(
 
     def picture(*values: Any) -> tuple[bytes, str]:
         if values not in kept:
-            kept[values] = _drawn(draw(**dict(zip(knobs, values, strict=True))))
+            kept[values] = _drawn(draw(**dict(zip(knobs, values, strict=True))), zoom)
         return kept[values]
 
     return _box(widgets, picture)
@@ -146,31 +148,30 @@ def _box(knobs: list[Any], picture: Callable[..., tuple[bytes, str]]) -> Any:
     return VBox([*knobs, view, note])
 
 
-def _drawn(given: Any) -> tuple[bytes, str]:
+def _drawn(given: Any, zoom: int) -> tuple[bytes, str]:
     """PNG and HTML of what a draw function gave."""
     pictures, words = given if isinstance(given, tuple) else (given, "")
     said = f"<pre>{html.escape(words)}</pre>" if words else ""
-    return _png(pictures, 1), said
+    return _png(pictures, zoom), said
 
 
 def _png(pictures: Any, zoom: int) -> bytes:
-    """One picture, or several below each other, each pixel `zoom` wide and high."""
+    """One picture, or several below each other."""
     listed = pictures if isinstance(pictures, list) else [pictures]
-    images, stream = [_image(picture) for picture in listed], io.BytesIO()
+    images, stream = [_image(picture, zoom) for picture in listed], io.BytesIO()
     size = max(image.width for image in images), sum(image.height for image in images)
     paper, down = Image.new("RGB", size, _PAPER), 0
     for image in images:
         paper.paste(image, (0, down))
         down += image.height
-    large = (paper.width * zoom, paper.height * zoom)
-    paper.resize(large, Image.Resampling.NEAREST).save(stream, format="PNG")
+    paper.save(stream, format="PNG")
     return stream.getvalue()
 
 
-def _image(picture: Any) -> Image.Image:
-    """A picture uint8[H, W, 3] or a Figure, as it draws itself."""
+def _image(picture: Any, zoom: int) -> Image.Image:
+    """A Figure as it draws itself; of a picture uint8[H, W, 3] each pixel `zoom` wide and high."""
     if not hasattr(picture, "savefig"):
-        return Image.fromarray(picture).convert("RGB")
+        return Image.fromarray(picture.repeat(zoom, 0).repeat(zoom, 1)).convert("RGB")
     stream = io.BytesIO()
     picture.savefig(stream, format="png")
     return Image.open(stream).convert("RGB")

@@ -147,10 +147,10 @@ def test_figures_and_arrays_stand_below_each_other(monkeypatch):
     monkeypatch.delenv("D3S2_HEADLESS", raising=False)
     figure = plots.image_rows({"row": np.stack([shade(7)])})
     tall = np.asarray(Image.open(io.BytesIO(figure._repr_png_())))
-    box = widgets.controls(lambda level: [shade(level), figure], {"level": [200]})
+    box = widgets.controls(lambda level: [shade(level), figure], {"level": [200]}, zoom=3)
     both = last(box)
-    assert both.shape == (len(tall) + 4, tall.shape[1], 3)
-    assert (both[:4, :6] == 200).all() and (both[4:] == tall).all()
+    assert both.shape == (len(tall) + 12, tall.shape[1], 3)
+    assert (both[:12, :18] == 200).all() and (both[12:] == tall).all()
 
 
 def test_several_knobs_show_their_still_when_headless(monkeypatch):
