@@ -93,6 +93,17 @@ def test_bounds_by_their_formulas(seed: int, budget: int) -> None:
 
 
 @pytest.mark.parametrize("bound", [online_bound, tangent_bound])
+def test_bounds_count_the_last_masks_and_classes_though_nothing_is_in_them(
+    bound: Callable[..., float],
+) -> None:
+    dense = np.zeros((5, 4))
+    dense[:3, :2] = matrix_of(1, 3, 2, 1.0).toarray()
+    matrix, weights = sparse.csr_array(dense), np.ones(4)
+    lean = sparse.csr_array(dense[:3, :2])
+    assert bound(matrix, weights, [4], 2) == pytest.approx(bound(lean, np.ones(2), [], 2, 1.0))
+
+
+@pytest.mark.parametrize("bound", [online_bound, tangent_bound])
 def test_bounds_are_reached_where_nothing_is_left_to_choose(bound: Callable[..., float]) -> None:
     """With all masks selected, and where F is as good as linear (delta is large, S empty)."""
     matrix, weights = matrix_of(3), np.ones(4)
