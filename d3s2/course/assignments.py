@@ -1,6 +1,6 @@
 """From the sources of the assignments to what students get: `make assignments`.
 
-    python -m d3s2.course.assignments --out build/assignments --year 2026
+    python -m d3s2.course.assignments --out runs/course --year 2026
 
 makes a course's folder for nbgrader: the sources with this year's seed, its settings, the release
 version of each and the gradebook. Then it looks at what it made: no solution and no hidden test is
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m d3s2.course.assignments", description="Make the release versions."
     )
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all")
-    parser.add_argument("--out", type=Path, default=Path("build/assignments"), help="the folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/course"), help="the folder")
     parser.add_argument("--year", type=int, default=1, help="seed of the scenes and hidden inputs")
     options = parser.parse_args(arguments)
     names = options.names or NAMES

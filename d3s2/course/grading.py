@@ -1,8 +1,8 @@
 """Grade what a class handed in, with nbgrader and without a look at each.
 
-    python -m d3s2.course.grading autograde selection --course build/assignments
-    python -m d3s2.course.grading feedback selection --course build/assignments
-    python -m d3s2.course.grading export selection --course build/assignments
+    python -m d3s2.course.grading autograde selection --course runs/course
+    python -m d3s2.course.grading feedback selection --course runs/course
+    python -m d3s2.course.grading export selection --course runs/course
 
 `autograde` reads `submitted/<student>/<assignment>/`, judges every notebook apart from the others
 and writes `autograded/` and the gradebook; `feedback` writes a page for each student, without the
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("step", choices=("autograde", "feedback", "export"))
     parser.add_argument("name", help=f"of the assignment: {', '.join(NAMES)}")
-    parser.add_argument("--course", type=Path, default=Path("build/assignments"), help="its folder")
+    parser.add_argument("--course", type=Path, default=Path("runs/course"), help="its folder")
     parser.add_argument("--again", action="store_true", help="grade also what is graded already")
     options = parser.parse_args(arguments)
 
