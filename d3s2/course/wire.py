@@ -34,7 +34,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, np.generic):  # before float, of which NumPy's float64 is one
         return {"number": _encode_array(np.asarray(value))}
     if value is None or isinstance(value, bool | int | float | str):
-        return _builtin(value)
+        return value  # JSON knows only its own kinds: of a subclass the number or text is left
     if isinstance(value, torch.Tensor):
         return {"tensor": _encode_array(value.detach().cpu().numpy())}
     if isinstance(value, np.ndarray):
@@ -46,14 +46,6 @@ def encode(value: Any) -> Any:
     if isinstance(value, dict):
         return {"dict": [[encode(key), encode(each)] for key, each in value.items()]}
     raise Broken(f"a {type(value).__name__} was returned: return numbers, arrays or lists of them")
-
-
-def _builtin(value: Any) -> Any:
-    """The number or text itself, whatever class of a stranger's it is of."""
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return None
 
 
 def _encode_array(array: np.ndarray) -> list[Any]:

@@ -68,6 +68,7 @@ def test_what_is_not_plain_is_refused() -> None:
         {"list": 3},
         {"pickle": "gASV"},
         {"array": ["O", [1], ""]},
+        {"array": ["<U1", [1], "YQAAAA=="]},
         {"array": ["<f8", [9], "AAAA"]},
         {"array": ["<f8", [-1], 3]},
         {"list": [], "tuple": []},
