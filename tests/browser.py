@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-CHROMIUM = os.environ.get("D3S2_CHROMIUM") or shutil.which("chromium") or ""
+CHROMIUM = os.environ.get("D3S2_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
