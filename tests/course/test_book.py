@@ -229,10 +229,13 @@ def test_pictures_equations_and_answers_arrive(site: Path, pages: dict[str, Page
         assert all(len(alt) > 15 for alt in page.pictures), (name, page.pictures)
         assert page.tags.get("math", 0) == len(equations_of(text)), name
         assert page.tags.get("details", 0) == text.count("<details>"), name
+        importing = [cell for cell in codes if notebook_pages.defined_where(cell, LINKS)]
+        html = (site / name).read_text(encoding="utf-8")
+        assert html.count("Defined in d3s2: ") == len(importing), name
         assert "$" not in re.sub(
             r"<pre.*?</pre>|<script.*?</script>|<code.*?</code>|alt=\"[^\"]*\"",
             "",
-            (site / name).read_text(),
+            html,
             flags=re.S,
         ), name
 
