@@ -205,6 +205,39 @@ def teaching(path: Path, notebook: Notebook) -> Iterator[str]:
         yield f"a heading occurs twice: {[title for title in titles if titles.count(title) > 1]}"
 
 
+YOURS = re.compile(r"^mine = \.\.\.  # your line: \S", re.MULTILINE)
+PREDICTED = re.compile(r"^\w+ = \.\.\.  # your prediction", re.MULTILINE)
+CONTROL = re.compile(r"^widgets\.(flip_through|live|controls)\(", re.MULTILINE)
+WIDGET = "application/vnd.jupyter.widget"
+
+
+def reader(path: Path, notebook: Notebook) -> Iterator[str]:
+    """A chapter has something to turn, and two lines that the reader predicts and writes, each with
+    its check and a hidden answer.
+    """
+    if not path.name[0].isdigit():
+        return
+    written = [n for n, cell in enumerate(notebook.cells) if YOURS.search(cell.source)]
+    if len(written) < 2:
+        yield f"{len(written)} lines for the reader to write"
+    for n in written:
+        if "print(checks.check_" not in notebook.cells[n].source:
+            yield f"cell {n}: nothing checks what the reader writes"
+        if not PREDICTED.search(notebook.cells[n].source):
+            yield f"cell {n}: the reader predicts nothing"
+        if "Your turn" not in notebook.cells[n - 1].source:
+            yield f"cell {n}: nobody asks the reader"
+        if "<details><summary>Answer" not in notebook.cells[n + 1].source:
+            yield f"cell {n}: no hidden answer below it"
+    if not any(CONTROL.search(cell.source) for cell in code_cells(notebook)):
+        yield "nothing to turn: no call of widgets"
+    for cell in code_cells(notebook):
+        if any(WIDGET in kind for output in cell.outputs for kind in output.get("data", {})):
+            yield "a live widget in an output: its still picture belongs there"
+    if f"(solutions/{path.name})" not in "\n".join(prose(notebook)):
+        yield "no link to the solutions"
+
+
 def outputs(path: Path, notebook: Notebook) -> Iterator[str]:
     """Committed with clean outputs of one run from the first to the last cell."""
     codes = code_cells(notebook)
@@ -257,6 +290,7 @@ RULES: tuple[Callable[[Path, Notebook], Iterator[str]], ...] = (
     rooms,
     measure,
     teaching,
+    reader,
     outputs,
     reproducible,
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
+from notebook_contract import code_cells, reader
 
 from d3s2.course import checks
 
@@ -232,3 +235,37 @@ def test_masks_without_a_label_or_without_the_class_raise_nothing() -> None:
     assert checks.check_class_mean(0.0, PHI, 0 * SOFT) == checks.RIGHT
     assert checks.check_guided(EPSILON, EPSILON, 0 * G, 0.5, 0.1) == checks.RIGHT
     assert checks.check_presence(0 * SHARE, 0 * SHARE, TAU) == checks.RIGHT
+
+
+# --------------------------------------------------------------------- where the reader meets them
+CHAPTERS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("0[0-9]_*.ipynb"))
+SPOILT = {
+    "lines for the reader": ("mine = ...", "ours = 1"),
+    "nothing checks": ("print(checks.check_", "print(len(checks.check_"),
+    "predicts nothing": ("  # your prediction", "  # a number"),
+    "nobody asks": ("Your turn", "My turn"),
+    "no hidden answer": ("<summary>Answer", "<summary>Hint"),
+    "nothing to turn": ("widgets.", "gadgets."),
+    "no link to the solutions": ("(solutions/", "(elsewhere/"),
+}
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_chapter_has_its_lines_and_knobs(path: Path) -> None:
+    assert list(reader(path, nbformat.read(path, as_version=4))) == []
+
+
+@pytest.mark.parametrize("problem", SPOILT)
+def test_a_chapter_that_lacks_one_of_them_is_found(problem: str) -> None:
+    notebook = nbformat.read(CHAPTERS[0], as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(*SPOILT[problem])
+    assert any(problem in found for found in reader(CHAPTERS[0], notebook))
+
+
+def test_a_live_widget_in_an_output_is_found() -> None:
+    notebook = nbformat.read(CHAPTERS[0], as_version=4)
+    shown = {"application/vnd.jupyter.widget-view+json": {}}
+    output = {"output_type": "display_data", "data": shown, "metadata": {}}
+    code_cells(notebook)[0].outputs.append(nbformat.from_dict(output))
+    assert any("live widget" in found for found in reader(CHAPTERS[0], notebook))
