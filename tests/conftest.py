@@ -37,7 +37,7 @@ settings.register_profile(
 
 LONGEST = ("nbval", "smoke", "test_rehearsal", "test_damage", "test_a_run", "test_devices")
 """Beginnings of the names of scopes that take minutes, in the order in which they begin."""
-SMOKE = ("test_notebooks", "test_container", "test_faults")
+SMOKE = ("test_notebooks", "test_container", "test_faults", "test_solutions")
 """Files whose tests look at the same smoke run."""
 
 
