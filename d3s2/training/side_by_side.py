@@ -20,6 +20,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.halving import what_to_lower
 from d3s2.core.places import PACKAGE
 from d3s2.core.processes import bound_environment
+from d3s2.training.forking import Forked, Nursery
 from d3s2.training.job import (
     ERROR,
     FINISHED,
@@ -33,7 +34,6 @@ from d3s2.training.job import (
     read_result,
     write_job,
 )
-from d3s2.training.nursery import Forked, Nursery
 from d3s2.training.reuse import still_to_train
 from d3s2.training.watch import Watch
 

@@ -6,7 +6,7 @@ and leaves nothing behind for the next. Nothing has computed there before the fo
 no random draw is shared. A GPU does not outlive a fork, and only Linux forks safely after such
 imports: elsewhere each training is started as a process of its own.
 
-`Nursery` is the side of the caller; `python -m d3s2.training.nursery` the other. A line of JSON
+`Nursery` is the side of the caller; `python -m d3s2.training.forking` the other. A line of JSON
 each way: `[log, argument, ...]` asks for a training, `[pid]` answers, `[pid, exit code]` tells its
 end.
 """
@@ -142,7 +142,7 @@ class Nursery:
 
 def _command() -> list[str]:
     """What a nursery is started with."""
-    return [sys.executable, "-P", "-m", "d3s2.training.nursery"]
+    return [sys.executable, "-P", "-m", "d3s2.training.forking"]
 
 
 # ------------------------------------------------------------------------------- the nursery's side

@@ -14,13 +14,13 @@ from training_jobs import make_job, wait_for
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.processes import PARENT
-from d3s2.training import nursery, side_by_side
-from d3s2.training.nursery import LOST, Forked, Nursery
+from d3s2.training import forking, side_by_side
+from d3s2.training.forking import LOST, Forked, Nursery
 
 PLAIN = """
 import os, sys, time
 from d3s2.core.processes import end_with_parent
-from d3s2.training import nursery, worker
+from d3s2.training import forking, worker
 
 def main(arguments):
     end_with_parent()
@@ -34,8 +34,8 @@ def main(arguments):
     return int(arguments[1])
 
 worker.main = main
-nursery.COMMON = ("no.such.module",)
-sys.exit(nursery.main())
+forking.COMMON = ("no.such.module",)
+sys.exit(forking.main())
 """
 
 
@@ -43,7 +43,7 @@ sys.exit(nursery.main())
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nursery]:
     """A nursery of processes that train nothing."""
     (tmp_path / "plain.py").write_text(PLAIN)
-    monkeypatch.setattr(nursery, "_command", lambda: [sys.executable, str(tmp_path / "plain.py")])
+    monkeypatch.setattr(forking, "_command", lambda: [sys.executable, str(tmp_path / "plain.py")])
     found = Nursery(os.environ | {PARENT: "1"})
     yield found
     found.close()
