@@ -6,7 +6,7 @@ and leaves nothing behind for the next. Nothing has computed there before the fo
 no random draw is shared. A GPU does not outlive a fork, and only Linux forks safely after such
 imports: elsewhere each training is started as a process of its own.
 
-`Nursery` is the side of the caller; `python -m d3s2.training.forking` the other. A line of JSON
+`Forks` is the side of the caller; `python -m d3s2.training.forking` the other. A line of JSON
 each way: `[log, argument, ...]` asks for a training, `[pid]` answers, `[pid, exit code]` tells its
 end.
 """
@@ -44,7 +44,7 @@ class Forked:
     pid: its number; returncode: None while it runs.
     """
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
+    def __init__(self, nursery: Forks, pid: int) -> None:
         self._nursery = nursery
         self.pid = pid
         self.returncode: int | None = None
@@ -69,7 +69,7 @@ class Forked:
                 os.kill(self.pid, signal.SIGTERM)
 
 
-class Nursery:
+class Forks:
     """A process from which trainings are forked; ends with `close`, or with this process.
 
     environment: its own and that of all trainings. ended: exit codes by process number.

@@ -20,7 +20,7 @@ from d3s2.core.errors import D3S2Error
 from d3s2.core.halving import what_to_lower
 from d3s2.core.places import PACKAGE
 from d3s2.core.processes import bound_environment
-from d3s2.training.forking import Forked, Nursery
+from d3s2.training.forking import Forked, Forks
 from d3s2.training.job import (
     ERROR,
     FINISHED,
@@ -144,7 +144,7 @@ class _Pool:
         self._say = say
         self._keys = keys
         self._running: dict[int, _Training] = {}
-        self._nursery: Nursery | None = None
+        self._nursery: Forks | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -160,7 +160,7 @@ class _Pool:
         """Begin a training on the first free core."""
         core = next(core for core in self._cores if core not in self._running)
         if self._nursery is None and _is_forked(job):
-            self._nursery = Nursery(_environment(job))
+            self._nursery = Forks(_environment(job))
         nursery = self._nursery if _is_forked(job) else None
         self._running[core] = _Training(job, core, self._keys[job.work_dir], nursery)
 
@@ -188,9 +188,7 @@ class _Training:
     `python -m d3s2.training.worker <job.json> <core> <key>`.
     """
 
-    def __init__(
-        self, job: TrainingJob, core: int, key: str, nursery: Nursery | None = None
-    ) -> None:
+    def __init__(self, job: TrainingJob, core: int, key: str, nursery: Forks | None = None) -> None:
         self.job = job
         self.folder = Path(job.work_dir)
         self.logs = self.folder / "logs"

@@ -15,7 +15,7 @@ from training_jobs import make_job, wait_for
 from d3s2.core.errors import D3S2Error
 from d3s2.core.processes import PARENT
 from d3s2.training import forking, side_by_side
-from d3s2.training.forking import LOST, Forked, Nursery
+from d3s2.training.forking import LOST, Forked, Forks
 
 PLAIN = """
 import os, sys, time
@@ -40,11 +40,11 @@ sys.exit(forking.main())
 
 
 @pytest.fixture
-def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nursery]:
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forks]:
     """A nursery of processes that train nothing."""
     (tmp_path / "plain.py").write_text(PLAIN)
     monkeypatch.setattr(forking, "_command", lambda: [sys.executable, str(tmp_path / "plain.py")])
-    found = Nursery(os.environ | {PARENT: "1"})
+    found = Forks(os.environ | {PARENT: "1"})
     yield found
     found.close()
 
@@ -58,7 +58,7 @@ def ended(training: Forked) -> bool:
 
 
 @pytest.mark.processes
-def test_each_is_a_process_of_its_own_with_its_own_log(plain: Nursery, tmp_path: Path) -> None:
+def test_each_is_a_process_of_its_own_with_its_own_log(plain: Forks, tmp_path: Path) -> None:
     trainings = [plain.start(["ends", str(code)], tmp_path / f"{code}.txt") for code in (0, 3)]
     assert [training.wait() for training in trainings] == [0, 3]
     assert len({plain.pid, os.getpid(), *(training.pid for training in trainings)}) == 4
@@ -68,7 +68,7 @@ def test_each_is_a_process_of_its_own_with_its_own_log(plain: Nursery, tmp_path:
 
 
 @pytest.mark.processes
-def test_what_fails_says_so_in_its_log_and_stops_nobody(plain: Nursery, tmp_path: Path) -> None:
+def test_what_fails_says_so_in_its_log_and_stops_nobody(plain: Forks, tmp_path: Path) -> None:
     failed = plain.start(["fails"], tmp_path / "failed.txt")
     stays = plain.start(["stays"], tmp_path / "stays.txt")
     assert failed.wait() == 1 and stays.poll() is None
@@ -80,7 +80,7 @@ def test_what_fails_says_so_in_its_log_and_stops_nobody(plain: Nursery, tmp_path
 
 
 @pytest.mark.processes
-def test_closing_ends_what_still_runs(plain: Nursery, tmp_path: Path) -> None:
+def test_closing_ends_what_still_runs(plain: Forks, tmp_path: Path) -> None:
     stays = plain.start(["stays"], tmp_path / "stays.txt")
     wait_for(lambda: said(tmp_path / "stays.txt"), 20)
     plain.close()
@@ -88,7 +88,7 @@ def test_closing_ends_what_still_runs(plain: Nursery, tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_a_killed_nursery_takes_its_trainings_along(plain: Nursery, tmp_path: Path) -> None:
+def test_a_killed_nursery_takes_its_trainings_along(plain: Forks, tmp_path: Path) -> None:
     stays = plain.start(["stays"], tmp_path / "stays.txt")
     wait_for(lambda: said(tmp_path / "stays.txt"), 20)
     os.kill(plain.pid, signal.SIGKILL)
@@ -101,7 +101,7 @@ def test_a_killed_nursery_takes_its_trainings_along(plain: Nursery, tmp_path: Pa
 @pytest.mark.processes
 def test_nothing_computes_before_the_fork(tmp_path: Path) -> None:
     """A thread would be missing in every training, a draw would be the same in all."""
-    found = Nursery(side_by_side._environment(make_job(tmp_path, tmp_path)))
+    found = Forks(side_by_side._environment(make_job(tmp_path, tmp_path)))
     try:
         failing = found.start([str(tmp_path / "no.json"), "0"], tmp_path / "log.txt")
         assert failing.wait() == 1 and "no.json" in (tmp_path / "log.txt").read_text()
