@@ -197,7 +197,7 @@ def move_a_control(page: Any, codes: list[dict[str, Any]]) -> None:
     before = control.evaluate(ANSWER)
     stood = control.evaluate(STATE)
     control.focus()
-    for key in ("ArrowRight", "ArrowLeft"):  # it may begin at its end
+    for key in ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"):  # it may begin at its end
         page.keyboard.press(key)
         if control.evaluate(STATE) != stood:
             break
