@@ -35,7 +35,16 @@ settings.register_profile(
 )
 
 
-LONGEST = ("nbval", "smoke", "test_rehearsal", "test_damage", "test_a_run", "test_devices")
+LONGEST = (
+    "nbval",
+    "smoke",
+    "test_rehearsal",
+    "test_grading",
+    "test_lab_in_browser",
+    "test_damage",
+    "test_a_run",
+    "test_devices",
+)
 """Beginnings of the names of scopes that take minutes, in the order in which they begin."""
 SMOKE = ("test_notebooks", "test_container", "test_faults", "test_solutions")
 """Files whose tests look at the same smoke run."""

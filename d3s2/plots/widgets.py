@@ -1,8 +1,9 @@
 """Controls for a live notebook. Each takes a still picture of the same, which stands in its place
 where nobody can turn a knob: in runs by papermill, in tests, and so in what is published.
 
-Every knob is one of the browser's own controls (a slider, a list, a box to tick): Tab reaches it
-and the arrow keys turn it, no mouse is needed.
+Every knob is a slider or a box to tick: Tab reaches it, the arrow keys turn the one and the space
+bar ticks the other, no mouse is needed. A list to choose from would not do: JupyterLab takes its
+arrow keys for moving between cells.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def controls(
     Args:
         draw: called with the knobs' values by name; gives a picture, or (pictures, words): one or
         a list of them, each uint8[H, W, 3] or a Figure, and what stands below them.
-        knobs: by the name of draw's argument: a sequence of numbers is a slider; a mapping from
-        what is shown to the value, a list to choose from; (False, True), a box to tick.
+        knobs: by the name of draw's argument: a sequence of values is a slider over them; a mapping
+        from what is shown to the value, one over names; (False, True), a box to tick.
         still: what the cell shows without knobs.
         begin: values to begin with; else the first of each.
         zoom: of pictures that are no Figure.
@@ -98,23 +99,21 @@ def controls(
 
 
 def _control(name: str, values: Mapping[str, Any] | Sequence[Any], begin: Any) -> Any:
-    from ipywidgets import Checkbox, Dropdown
+    from ipywidgets import Checkbox
 
     label = name.replace("_", " ")
     if tuple(values) == (False, True):
         return Checkbox(value=bool(begin), description=label, indent=False)
-    if isinstance(values, Mapping):
-        first = next(iter(values.values())) if begin is None else begin
-        return Dropdown(options=list(values.items()), value=first, description=label, style=_STYLE)
-    return _slider(label, list(values), begin)
+    return _slider(label, list(values.items() if isinstance(values, Mapping) else values), begin)
 
 
 def _slider(label: str, options: list[Any], begin: Any = None) -> Any:
     from ipywidgets import SelectionSlider
 
+    first = options[0][1] if isinstance(options[0], tuple) else options[0]
     return SelectionSlider(
         options=options,
-        value=options[0] if begin is None else begin,
+        value=first if begin is None else begin,
         description=label,
         continuous_update=False,
         layout={"width": "560px"},

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from ipywidgets import Checkbox, Dropdown, SelectionSlider
+from ipywidgets import Checkbox, SelectionSlider
 from PIL import Image
 
 from d3s2 import plots
@@ -87,7 +87,7 @@ def last(box) -> np.ndarray:
 def test_each_of_several_knobs_changes_the_picture_and_the_words(shown):
     box, calls = shown
     level, of, bright, _, note = box.children
-    assert (type(level), type(of), type(bright)) == (SelectionSlider, Dropdown, Checkbox)
+    assert (type(level), type(of), type(bright)) == (SelectionSlider, SelectionSlider, Checkbox)
     assert last(box).max() == 15 and note.value == "<pre>level 1 of &lt;5&gt;</pre>"
     level.value = 2
     assert last(box).max() == 25
