@@ -238,6 +238,48 @@ def reader(path: Path, notebook: Notebook) -> Iterator[str]:
         yield "no link to the solutions"
 
 
+def lasting(path: Path, notebook: Notebook) -> Iterator[str]:
+    """What a control calls is there still when the last cell has run: no cell below writes a name
+    anew that the functions of the control use.
+    """
+    bodies: dict[str, ast.FunctionDef] = {}
+    in_use: dict[str, str] = {}
+    for cell in code_cells(notebook):
+        try:
+            tree = ast.parse(cell.source)
+        except SyntaxError:  # no Python: another rule's matter
+            return
+        for name in sorted(_written(tree) & in_use.keys()):
+            yield f"{name} is written anew below the control that uses it: {in_use[name]}"
+        bodies |= {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if control := CONTROL.search(cell.source):
+            waiting = list(_read(tree) & bodies.keys())
+            while waiting:
+                name = waiting.pop()
+                needed = {name} if name in bodies else set()
+                needed |= _read(bodies[name]) - _written(bodies[name]) if name in bodies else set()
+                waiting += [other for other in needed & bodies.keys() if other not in in_use]
+                in_use |= dict.fromkeys(needed, control.group(0) + "...)")
+
+
+def _read(tree: ast.AST) -> set[str]:
+    """Names that code reads."""
+    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return {node.id for node in names if isinstance(node.ctx, ast.Load)}
+
+
+def _written(tree: ast.Module | ast.FunctionDef) -> set[str]:
+    """Names that a cell writes outside of its functions; of a function, its own."""
+    own = {each.arg for each in tree.args.args} if isinstance(tree, ast.FunctionDef) else set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own.add(node.name)
+        else:
+            names = (each for each in ast.walk(node) if isinstance(each, ast.Name))
+            own |= {each.id for each in names if isinstance(each.ctx, ast.Store)}
+    return own
+
+
 def outputs(path: Path, notebook: Notebook) -> Iterator[str]:
     """Committed with clean outputs of one run from the first to the last cell."""
     codes = code_cells(notebook)
@@ -291,6 +333,7 @@ RULES: tuple[Callable[[Path, Notebook], Iterator[str]], ...] = (
     measure,
     teaching,
     reader,
+    lasting,
     outputs,
     reproducible,
 )

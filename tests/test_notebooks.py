@@ -154,6 +154,10 @@ BREAKS: dict[str, tuple[Callable[[Any], None], str]] = {
         "other rooms",
     ),
     "not opened": (lambda nb: edit(nb, "open_run(", "opened("), "is not called"),
+    "written anew": (
+        lambda nb: setattr(code_cells(nb)[-1], "source", "for outline in range(3):\n    pass"),
+        "outline is written anew below the control",
+    ),
     "pip": (lambda nb: edit(nb, "import", "!pip install x\nimport"), "reaches outside"),
     "random": (
         lambda nb: edit(nb, "import numpy as np", "import numpy as np\nnp.random.rand()"),

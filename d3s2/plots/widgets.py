@@ -132,7 +132,8 @@ def _box(knobs: list[Any], picture: Callable[..., tuple[bytes, str]]) -> Any:
     from ipywidgets import Image as ImageWidget
 
     first, words = picture(*(knob.value for knob in knobs))
-    view, note = ImageWidget(format="png", value=first), HTML(words)
+    view = ImageWidget(format="png", value=first, layout={"max_width": "100%"})
+    note = HTML(words)
 
     def turn(_: dict[str, Any]) -> None:
         note.value = BUSY
