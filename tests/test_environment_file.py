@@ -61,7 +61,9 @@ def test_pip_gets_the_same_files_as_from_make() -> None:
     install = re.search(
         r"pip install (?:--[\w-]+ )*(.*?) \\$", (ROOT / "install.sh").read_text(), re.MULTILINE
     ).group(1)
-    words = shlex.split(install)
+    script = (ROOT / "install.sh").read_text()
+    assert "requirements=requirements${1:+-$1}.in" in script  # without a word, requirements.in
+    words = shlex.split(install.replace("$requirements", "requirements.in"))
     assert dict(zip(words[::2], words[1::2], strict=True)) == options
     docker = (ROOT / "Dockerfile").read_text()
     assert "pip install --no-cache-dir -r requirements.in -c constraints.txt" in docker

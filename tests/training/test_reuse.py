@@ -205,6 +205,7 @@ def test_train_all_reads_what_is_finished_and_believes_hashes_only(tmp_path, mon
     """Trainings are made by a stand-in that writes files at once."""
     monkeypatch.setattr(side_by_side, "job_key", lambda job: f"key of {job.seed}")
     monkeypatch.setattr(side_by_side, "_Training", AtOnce)
+    monkeypatch.setattr(side_by_side, "_is_forked", lambda job: False)
     monkeypatch.setattr(side_by_side, "POLL_SECONDS", 0)
     trained: list[str] = []
     monkeypatch.setattr(AtOnce, "trained", trained)
@@ -227,7 +228,7 @@ class AtOnce(side_by_side._Training):
 
     trained: ClassVar[list[str]] = []
 
-    def __init__(self, job, core, key):
+    def __init__(self, job, core, key, nursery):
         self.trained.append(job.name)
         self.job, self.folder, self.logs = job, Path(job.work_dir), Path(job.work_dir) / "logs"
         self.process = type("Process", (), {"returncode": 0, "poll": lambda self: 0})()
