@@ -100,6 +100,7 @@ def test_statistics_are_the_same_numbers(dataset: SegmentationDataset) -> None:
         assert not isinstance(ours, FarTensor) and torch.equal(ours, theirs)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -127,6 +128,7 @@ def test_images_are_the_same_bytes(
         assert path.read_bytes() == other.read_bytes(), path
 
 
+@pytest.mark.processes
 def test_stable_diffusion_and_an_mmsegmentation_proxy_paint_there(tmp_path: Path) -> None:
     model, control = save_tiny(tmp_path)
     (tmp_path / "proxy.py").write_text(CONFIG)
@@ -157,6 +159,7 @@ def test_stable_diffusion_and_an_mmsegmentation_proxy_paint_there(tmp_path: Path
     torch.testing.assert_close(images[FAR], images["cpu"], rtol=0, atol=1e-3)
 
 
+@pytest.mark.processes
 def test_generator_and_proxy_are_trained_there(
     dataset: SegmentationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

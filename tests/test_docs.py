@@ -315,6 +315,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.processes
 def test_a_loss_can_be_added(tmp_path: Path, one_thread: None) -> None:
     scenes = small_scenes(tmp_path, 4)
     proxy = load_proxy(places.EMBEDDED_WEIGHTS / "proxy")

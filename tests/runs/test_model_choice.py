@@ -139,6 +139,7 @@ def test_every_real_profile_asks_for_the_papers_budget_and_its_own_palette():
     assert not own.pretrained
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("profile", REAL)
 def test_check_says_what_is_missing_with_the_command_that_fetches_it(profile, own_home):
     lines = [

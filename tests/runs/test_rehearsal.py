@@ -83,6 +83,7 @@ def test_the_stand_in_has_just_the_files_that_are_asked_for_and_version_15s_sche
     assert not torch.equal(there, other)  # the ControlNet says something
 
 
+@pytest.mark.processes
 def test_a_checkpoint_of_a_part_is_that_part_alone(tmp_path: Path) -> None:
     name = PROFILES["voc2012"]["proxy_config"]
     whole = write_checkpoint(name, tmp_path / "whole.pth")
@@ -91,6 +92,7 @@ def test_a_checkpoint_of_a_part_is_that_part_alone(tmp_path: Path) -> None:
     assert set(torch.load(whole)["state_dict"]) >= {f"backbone.{key}" for key in part} and part
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("profile", REAL)
 def test_what_is_missing_is_stood_in_for_and_said(own_home: Path, profile: str) -> None:
     found = rehearsal.prepare({"profile": profile})

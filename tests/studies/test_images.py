@@ -56,6 +56,7 @@ def test_paintings_come_in_the_order_of_their_masks_and_are_made_once(desk):
     assert paint(desk, "d3s2", desk.train)[0].root != painted.root
 
 
+@pytest.mark.processes
 def test_a_row_of_photographs_has_no_distance_and_one_of_paintings_has(desk):
     photographs = dict(zip(HEADER, measure(desk, images.PHOTOGRAPHS), strict=True))
     assert photographs["frechet_proxy"] == photographs["frechet_judge"] == 0
@@ -72,6 +73,7 @@ def test_a_row_of_photographs_has_no_distance_and_one_of_paintings_has(desk):
         assert (row[f"{name}_pixels"], row[f"{name}_recall"]) == pytest.approx(found, abs=1e-4)
 
 
+@pytest.mark.processes
 def test_what_images_teach_is_the_score_of_the_segmenter_trained_on_them(desk):
     scores = {arm: measure(desk, arm, teach=5)[-1] for arm in ("unguided", images.PHOTOGRAPHS)}
     folders = sorted(desk.work.glob("taught-*"))

@@ -97,6 +97,7 @@ def test_a_segmenter_that_is_right_recognises_everything_and_a_hidden_class_is_m
     assert found.pixels == pytest.approx(1 - counted[2] / counted.sum())
 
 
+@pytest.mark.processes
 def test_what_differs_is_told_apart_and_what_does_not_is_not(real, tmp_path):
     noisy = changed(
         real,

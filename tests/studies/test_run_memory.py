@@ -38,6 +38,7 @@ def test_the_table_says_what_fits_a_card_and_leaves_room():
     ]
 
 
+@pytest.mark.processes
 def test_guidance_takes_more_than_none_and_the_gradient_through_the_denoiser_most(monkeypatch):
     monkeypatch.setattr(memory, "UNET", NARROW)
     monkeypatch.setattr(memory, "CONTROLNET", {name: NARROW[name] for name in memory.CONTROLNET})
