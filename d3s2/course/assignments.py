@@ -124,15 +124,20 @@ def points(notebook: NotebookNode) -> dict[str, float]:
     }
 
 
-def failures(notebook: NotebookNode) -> dict[str, str]:
-    """{name of a cell: its error}, of a notebook that was judged."""
+def errors(notebook: NotebookNode) -> dict[str, NotebookNode]:
+    """{name of a cell: the output that says its error}, of a notebook that was judged."""
     return {
-        grade_id(cell): output.evalue
+        grade_id(cell): output
         for cell in notebook.cells
         if cell.cell_type == "code"
         for output in cell.outputs
         if output.output_type == "error"
     }
+
+
+def failures(notebook: NotebookNode) -> dict[str, str]:
+    """{name of a cell: what its error says}, of a notebook that was judged."""
+    return {name: error.evalue for name, error in errors(notebook).items()}
 
 
 def unwritten(source: NotebookNode, release: NotebookNode) -> NotebookNode:
@@ -158,7 +163,7 @@ def check(out: Path, name: str, nursery: Nursery, limits: Limits = GENEROUS) -> 
     wrong += [f"the solution fails {test}: {why}" for test, why in failures(solved).items()]
     empty = unwritten(source, release)
     judge(empty, nursery, limits)
-    kinds = _kinds(empty)
+    kinds = {test: error.ename for test, error in errors(empty).items()}
     wrong += [f"{test} passes with nothing written" for test in points(source) if test not in kinds]
     wrong += [
         f"{test} fails by {kind}, not {NOT_WRITTEN}, with nothing written"
@@ -172,17 +177,6 @@ def check(out: Path, name: str, nursery: Nursery, limits: Limits = GENEROUS) -> 
     return (
         f"{name:12} {of_all:3.0f} points, {by_machine:.0f} of them in {len(points(source))} tests"
     )
-
-
-def _kinds(notebook: NotebookNode) -> dict[str, str]:
-    """{name of a cell: the class of its error}, of a notebook that was judged."""
-    return {
-        grade_id(cell): output.ename
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if output.output_type == "error"
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,13 +7,13 @@ import json
 import math
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote
 
+import browser
 import nbformat
 import numpy as np
 import pytest
@@ -162,23 +162,8 @@ def test_the_report_needs_nothing_else(
     assert "://" not in re.sub(r"data:[^\"]+", "", text) and "<script" not in text
 
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
 @pytest.mark.skipif(
-    not CHROMIUM,
+    not browser.CHROMIUM,
     reason="no Chromium here: install it (Debian: chromium) to look at the report in a browser",
 )
 def test_a_browser_shows_the_report(
@@ -190,8 +175,9 @@ def test_a_browser_shows_the_report(
     page = (made.folder / "report.html").as_uri()
     picture = tmp_path / "page.png"
     command = [
-        CHROMIUM,
-        *FLAGS,
+        browser.CHROMIUM,
+        "--headless",
+        *browser.FLAGS,
         f"--user-data-dir={tmp_path / 'profile'}",
         "--window-size=1000,1400",
         "--enable-logging=stderr",
