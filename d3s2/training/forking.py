@@ -1,10 +1,10 @@
 """Chapter 04: the process that trainings on a CPU are forked from.
 
-To import mmsegmentation takes longer than many a small training does. So one process imports it,
-once for all trainings of a call, and forks one for each: every training begins with the same memory
-and leaves nothing behind for the next. Nothing has computed there before the fork, so no thread and
-no random draw is shared. A GPU does not outlive a fork, and only Linux forks safely after such
-imports: elsewhere each training is started as a process of its own.
+To import mmsegmentation takes longer than many a small training does. So one process, the nursery,
+imports it, once for all trainings of a call, and forks one for each: every training begins with the
+same memory and leaves nothing behind for the next. Nothing has computed there before the fork, so
+no thread and no random draw is shared. A GPU does not outlive a fork, and only Linux forks safely
+after such imports: elsewhere each training is started as a process of its own.
 
 `Forks` is the side of the caller; `python -m d3s2.training.forking` the other. A line of JSON
 each way: `[log, argument, ...]` asks for a training, `[pid]` answers, `[pid, exit code]` tells its
