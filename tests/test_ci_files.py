@@ -94,6 +94,22 @@ def test_the_mutants_of_every_room_are_tried() -> None:
     )
 
 
+def test_a_bot_proposes_new_versions_of_what_is_pinned() -> None:
+    """But not of what must fit each other: the packages that requirements.in keeps exact."""
+    bot = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text(encoding="utf-8"))
+    looked_at = {"github-actions": ".github/workflows/ci.yml", "docker": "Dockerfile"}
+    looked_at["pip"] = "requirements.in"
+    found = {update["package-ecosystem"]: update for update in bot["updates"]}
+    assert bot["version"] == 2 and found.keys() == looked_at.keys()
+    for name, update in found.items():
+        assert update["directory"] == "/" and (ROOT / looked_at[name]).is_file()
+        assert update["schedule"]["interval"] == "monthly"
+    left = [rule["dependency-name"] for rule in found["pip"]["ignore"]]
+    assert left == ["torch", "onedl-*", "numpy"]
+    text = (ROOT / "requirements.in").read_text()
+    assert all(re.search(rf"^{name.rstrip('*')}", text, re.MULTILINE) for name in left)
+
+
 def test_its_commands_exist() -> None:
     makefile, dockerfile = (ROOT / "Makefile").read_text(), (ROOT / "Dockerfile").read_text()
     for words in commands():

