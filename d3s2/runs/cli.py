@@ -1,4 +1,6 @@
-"""The command line: `d3s2` run, rehearse, sweep, compare, check, fetch, results, lab, publish."""
+"""The command line: `d3s2` run, rehearse, sweep, compare, check, fetch, results, export, lab,
+publish.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,16 @@ from d3s2.runs.parameters import parse
 from d3s2.runs.profiles import PROFILES
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+NO_WINDOWS = (
+    "Windows has no file locks and no limits of processes as d3s2 needs them: install it in WSL2 "
+    "(there it is Linux), or take the container (docs/clusters-and-container.md)."
+)
 EARLIER = "The results in this folder are of other parameters or other code: run to the end."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 (a notebook or a check failed), 2 (bad input), 130
-    (Ctrl-C).
+    """Run a command; returns the exit code: 0, 1 (a notebook or a check failed), 2 (bad input, or
+    Windows), 130 (Ctrl-C).
     """
     parser = _parser()
     words = sys.argv[1:] if arguments is None else arguments
@@ -36,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"d3s2: {printable(error)}", file=sys.stderr)
         return EXIT_USAGE
     options = parser.parse_args(words)
+    if sys.platform == "win32":
+        print(f"d3s2: {NO_WINDOWS}", file=sys.stderr)
+        return EXIT_USAGE
     end_with_parent()
     os.environ.pop(config.PARAMETERS, None)  # those of a run that this one was started in
     for stream in (sys.stdout, sys.stderr):
@@ -178,6 +187,25 @@ def _add_results(commands: Any) -> None:
     results.set_defaults(command=_results)
 
 
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a distilled set, or a trained Mask2Former, for use without d3s2",
+    )
+    export.add_argument("source", type=Path, help="folder of a run, a set or a training")
+    export.add_argument(
+        "--to", type=Path, required=True, metavar="FOLDER", help="a new or an empty folder"
+    )
+    export.add_argument(
+        "--training",
+        default="",
+        metavar="NAME",
+        help="of a run, this training instead of the set, such as balanced-0",
+    )
+    _add_parameters(export)
+    export.set_defaults(command=_export)
+
+
 def _add_lab(commands: Any) -> None:
     lab = commands.add_parser(
         "lab", help="JupyterLab on the notebooks; beyond this machine only with a token"
@@ -271,6 +299,7 @@ _COMMANDS = (
     _add_compare,
     _add_check,
     _add_results,
+    _add_export,
     _add_lab,
     _add_fetch,
     _add_publish,
@@ -472,6 +501,23 @@ def _results(options: argparse.Namespace) -> int:
     from d3s2.runs import runner
 
     print(printable(runner.results(config.resolve(parameters(options), remember=False).run_dir)))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from d3s2.runs import export
+
+    source, target = options.source.expanduser(), options.to.expanduser()
+    given = bool(options.profile or options.file or options.parameters)
+    if options.training or export.is_training(source):
+        if given:
+            raise D3S2Error("--profile, -f and -p say nothing of a training: leave them away.")
+        folder = export.export_training(source, options.training, target)
+    else:
+        settings = export.settings_of(source, parameters(options), given)
+        folder = export.export_set(source, target, settings)
+    for path in sorted(folder.iterdir()):
+        print(printable(path))
     return 0
 
 

@@ -20,6 +20,7 @@ from d3s2.core.files import digest, read_json, sha256, write_json
 from d3s2.core.machine import require_gpus
 from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.opening import open_dataset
+from d3s2.training.tracking import PACKAGES, missing_tracker
 
 RESULT = "result.json"
 WEIGHTS = "model.safetensors"
@@ -43,9 +44,10 @@ SMALLEST = 16
 # Whether a field of a job belongs to its key. A place or a name never does: what lies there counts
 # by its content. How a batch is shared changes random numbers and rounding, not the experiment (its
 # losses are those of the whole batch, see `registered.BatchedHead`): no result is made anew for
-# that.
+# that. Nor does it matter who looks at a training.
 _PLACE = {"decides": False}
 _SHARING = {"decides": False}
+_LOOKING = {"decides": False}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class TrainingJob:
     `registered.MixedPrecision`); processes: how many, on as many GPUs, share each
     batch; parts: each takes its share in so many parts, which needs less memory and gives, random
     numbers apart, the gradient of the whole; out_of_memory: "stop", or "halve", of a batch that is
-    judged; checkpoint_every: iterations between two checkpoints.
+    judged; checkpoint_every: iterations between two checkpoints; judge_every: iterations between
+    two looks at the mIoU on the way, which the logs get, 0 = the last one alone; tracking: who else
+    gets what is logged (see `tracking`).
     """
 
     name: str = field(metadata=_PLACE)
@@ -88,6 +92,8 @@ class TrainingJob:
     parts: int = field(default=1, metadata=_SHARING)
     out_of_memory: str = field(default="stop", metadata=_SHARING)
     checkpoint_every: int = field(default=500, metadata=_SHARING)
+    judge_every: int = field(default=0, metadata=_LOOKING)
+    tracking: str = field(default="none", metadata=_LOOKING)
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,8 @@ def validation_split(job: TrainingJob) -> SegmentationDataset:
 
 def check_job(job: TrainingJob) -> None:
     """Raise D3S2Error for what cannot be trained: numbers, device, network, a batch that its
-    processes and parts cannot share, GPUs that are not there. The data is not opened here.
+    processes and parts cannot share, GPUs and a tracker that are not there. The data is not opened
+    here.
     """
     if min(job.iterations, job.batch_size, job.num_classes) < 1 or min(job.size) < SMALLEST:
         raise D3S2Error(
@@ -193,8 +200,20 @@ def check_job(job: TrainingJob) -> None:
             f"{job.processes} processes in {job.parts} parts each: take a batch_size that both "
             "divide."
         )
+    _check_looks(job)
     if job.device == "cuda" and job.processes > 1:
         require_gpus(job.processes)
+
+
+def _check_looks(job: TrainingJob) -> None:
+    """Raise D3S2Error where nobody can look on as is asked for."""
+    if job.judge_every < 0 or job.tracking not in PACKAGES:
+        raise D3S2Error(
+            f"training {job.name!r}: judge_every {job.judge_every} must be at least 0, and "
+            f"tracking {job.tracking!r} one of {', '.join(PACKAGES)}."
+        )
+    if sentence := missing_tracker(job.tracking):
+        raise D3S2Error(f"training {job.name!r}: {sentence}")
 
 
 def job_key(job: TrainingJob) -> str:

@@ -31,21 +31,29 @@ from d3s2.training.registered import BatchedHead, Progress
 
 @LOOPS.register_module(name="D3S2TrainLoop", force=True)
 class TrainLoop(IterBasedTrainLoop):
-    """`max_iters` iterations, then one evaluation.
+    """`max_iters` iterations, then one evaluation, which counts.
 
     checkpoint: the file to write, and to go on from where it is there; "" for neither; every:
     iterations between two; parts: a batch goes through the network in so many parts, one after the
-    other, whose gradients add up to that of the whole batch (see `announce`); seconds_before: how
+    other, whose gradients add up to that of the whole batch (see `announce`); judge_every:
+    iterations between two more evaluations on the way, for the logs, 0 = none; seconds_before: how
     long the training ran before the break, 0 without one.
     """
 
     def __init__(
-        self, *arguments: Any, checkpoint: str = "", every: int = 500, parts: int = 1, **more: Any
+        self,
+        *arguments: Any,
+        checkpoint: str = "",
+        every: int = 500,
+        parts: int = 1,
+        judge_every: int = 0,
+        **more: Any,
     ):
         super().__init__(*arguments, **more)
         self.checkpoint = Path(checkpoint) if checkpoint else None
         self.every = every
         self.parts = parts
+        self.judge_every = judge_every
         self.seconds_before = 0.0
         self._began = time.perf_counter()
 
@@ -67,6 +75,8 @@ class TrainLoop(IterBasedTrainLoop):
             is_due = self._iter % self.every == 0 and self._iter < self._max_iters
             if self.checkpoint and is_due and is_main_process():
                 self._save()
+            if self.judge_every and self._iter % self.judge_every == 0:
+                self._look()
         runner.val_loop.run()
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
@@ -85,6 +95,15 @@ class TrainLoop(IterBasedTrainLoop):
             "after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs
         )
         self._iter += 1
+
+    def _look(self) -> None:
+        """Judge the network as it is, but at the end, where that is done anyway. Whatever is drawn
+        meanwhile, the training goes on with the numbers that it would have drawn without.
+        """
+        if self._iter < self._max_iters:
+            kept = random_state()
+            self.runner.val_loop.run()
+            put_back(kept)
 
     def _save(self) -> None:
         """Of several processes the first one is enough: their weights are the same."""
@@ -217,6 +236,11 @@ def set_random_state(state: Mapping[str, Any], seed: int, iteration: int) -> Non
         np.random.seed(own)  # noqa: NPY002
         torch.manual_seed(own)
         return
+    put_back(state)
+
+
+def put_back(state: Mapping[str, Any]) -> None:
+    """Let all random generators of this process go on from a `random_state` of its own."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy(), *rest))  # noqa: NPY002

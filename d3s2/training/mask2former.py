@@ -23,7 +23,7 @@ from torch import nn
 
 from d3s2.models.checkpoints import read_checkpoint
 from d3s2.models.openmmlab import CONFIGS, MODELS
-from d3s2.training import protocol, swin
+from d3s2.training import protocol, swin, tracking
 from d3s2.training.job import TrainingJob
 from d3s2.training.loop import bare
 
@@ -308,7 +308,10 @@ def _set_loop(config: Config, job: TrainingJob, checkpoint: Path | None) -> None
         "checkpoint": str(checkpoint or ""),
         "every": job.checkpoint_every,
         "parts": job.parts,
+        "judge_every": job.judge_every,
     }
+    if job.tracking != "none":
+        config.visualizer.vis_backends = tracking.backends(job.tracking, job.name)
     config.val_cfg = {"type": "D3S2JudgeLoop", "out_of_memory": job.out_of_memory}
     config.optim_wrapper.accumulative_counts = job.parts
     if job.precision != "float32":

@@ -84,9 +84,10 @@ class Watch:
     def _place(self) -> str:
         """Where it is, in words."""
         state = self._state
-        if "judged" in state:
-            return f"trained, judged {state['judged']} of {state['batches']} batches"
         done = f"{state['iteration']} of {self.iterations} iterations"
+        if "judged" in state:
+            done = "trained" if state["iteration"] == self.iterations else done
+            return f"{done}, judged {state['judged']} of {state['batches']} batches"
         return f"{done}, loss {state['loss']:.1f}"
 
     def _left(self, now: float) -> str:

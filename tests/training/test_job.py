@@ -35,6 +35,8 @@ BESIDE = {
     "parts": 2,
     "out_of_memory": "halve",
     "checkpoint_every": 7,
+    "judge_every": 7,
+    "tracking": "wandb",
     "backbone_weights": "nowhere.pth",
 }
 DECIDING = {

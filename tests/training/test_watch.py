@@ -82,6 +82,11 @@ def test_judging_a_large_split_is_progress(tmp_path):
     assert line == "" and told.at(1801, 10, judged=31, batches=40) == (
         "tiny: trained, judged 31 of 40 batches"
     )
+    on_the_way = Told(tmp_path, 40)
+    on_the_way.at(0, 10)
+    assert on_the_way.at(181, 10, judged=31, batches=40) == (
+        "tiny: 10 of 40 iterations, judged 31 of 40 batches"
+    )
 
 
 def test_a_file_that_is_half_written_is_read_the_next_time(tmp_path):
