@@ -33,7 +33,8 @@ from d3s2.methods.unidd import LAMBDA, FilterAndRelabel, classes_alone, nothing
 from d3s2.methods.world import World
 from d3s2.selection import Ranking
 
-D3S2_LOSSES = {"segmentation": 0.1, "feature": 0.1}
+D3S2 = Guidance({"segmentation": 0.1, "feature": 0.1}, every=3)
+"""What a run's profile asks for; see `guide_every` there."""
 FROM_40 = 0.8
 """Strength of a run that begins with 40 of 50 steps left."""
 
@@ -100,10 +101,9 @@ def _coresets() -> list[Method]:
 
 
 def _painters() -> list[Method]:
-    both = Guidance(D3S2_LOSSES)
     return [
         Painted("unguided", "painted without guidance", Recipe()),
-        Painted("d3s2", "painted with both of D3S2's losses", Recipe(guidance=both)),
+        Painted("d3s2", "painted with both of D3S2's losses", Recipe(guidance=D3S2)),
         _unidd(" plain", "painted, told nothing", told=nothing, guided=False, refined=False),
         _unidd(" + proxy", "the same, steered", told=nothing, guided=True, refined=False),
         _unidd(

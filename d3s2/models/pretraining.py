@@ -10,11 +10,11 @@ for its own:
         --out d3s2/weights/scenes/generator --iterations 9000
 
 A generator is trained on, at a constant rate for as long as it pays, with its error on the val
-split in the log:
+split in the log; so was the one that ships:
 
     python -m d3s2.models.pretraining generator --data <data folder> --out <folder> \\
         --pretrained d3s2/weights/scenes/generator --policy constant --average 0.9995 \\
-        --learning-rate 2e-4 --dropped 0.05 0.05 0.05 --held-out --iterations 9000
+        --learning-rate 2e-4 --dropped 0.05 0.05 0.05 --held-out --iterations 14000
 
 Both go through the loop of `fitting`: a training that is started again goes on from its checkpoint
 (that of another training is set aside), and images with rare classes are drawn more often.

@@ -222,6 +222,7 @@ def _image_flops(settings: Settings, sampling: Sampling) -> float:
         for share in (settings.window_start, settings.window_end)
     )
     guided = end - begin
+    guided = -(-guided // settings.guide_every)  # the others use the last gradient again
     if not (settings.lambda_seg or settings.lambda_feat):
         guided = 0
     passes = 1 if settings.cfg_scale == 1 else 2

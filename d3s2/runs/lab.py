@@ -26,6 +26,10 @@ TOKEN_FILE = "JUPYTER_TOKEN_FILE"  # noqa: S105 - as above
 EXTENSIONS = ("jupyter_lsp", "jupyter_server_terminals")
 """What JupyterLab's own packages switch on by files of configuration, here by the command."""
 
+FIRST_PAGE = "/lab/tree/notebooks"
+SHOWN = ("notebooks", "docs")
+"""Folders of the checkout that a reader opens: the notebooks, and what they link to."""
+
 
 def start(address: str = "127.0.0.1", port: int = 8888, allow_root: bool = False) -> None:
     """Become JupyterLab; does not return. Raises D3S2Error where that would open this machine to
@@ -84,7 +88,8 @@ def command_line(address: str, port: int, token: str | None) -> list[str]:
         "jupyterlab",
         f"--ip={address}",
         f"--port={port}",
-        f"--notebook-dir={folder()}",
+        f"--notebook-dir={folder().parent}",  # not the notebooks alone: they link to docs/
+        f"--LabApp.default_url={FIRST_PAGE}",
     ]
     if _is_loopback(address):
         return command
@@ -100,18 +105,22 @@ def command_line(address: str, port: int, token: str | None) -> list[str]:
 
 def folder() -> Path:
     """The checkout's notebooks; a copy in <home>/notebooks where those cannot be written, as in a
-    container.
+    container, with <home>/docs beside it.
     """
     source = places.notebooks_folder()
     if os.access(source, os.W_OK):
         return source
-    target = places.home() / "notebooks"
+    for name in SHOWN:
+        _copy_what_is_missing(source.parent / name, places.home() / name)
+    return places.home() / "notebooks"
+
+
+def _copy_what_is_missing(source: Path, target: Path) -> None:
     for path in sorted(source.rglob("*")):
         copy = target / path.relative_to(source)
         if path.is_file() and not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-    return target
 
 
 def _is_loopback(address: str) -> bool:

@@ -16,11 +16,12 @@ from d3s2.runs.published import missing, named_or_published
 
 
 def training_network(settings: Settings) -> dict[str, Any]:
-    """The fields of a `TrainingJob` that say which network is trained, by how many processes, and
-    how it is judged.
+    """The fields of a `TrainingJob` that say which network is trained, by how many processes, how
+    it is judged, and who looks on.
     """
     shared = {"processes": settings.gpus, "protocol": settings.protocol}
     shared |= {"precision": settings.training_precision}
+    shared |= {"judge_every": settings.judge_every, "tracking": settings.tracking}
     if settings.network == "scaled-down":
         return shared
     return shared | {"network": settings.network, "backbone_weights": str(backbone_path(settings))}

@@ -119,6 +119,16 @@ class Settings:
         "gradient through the denoiser (full) or around it (detach)",
         choices=("detach", "full"),
     )
+    guide_every: int = _parameter(
+        int,
+        "guided steps from one gradient to the next; those between use the last one again",
+        1,
+        1000,
+        "steps",
+    )
+    eta: float = _parameter(
+        float, "fresh noise in every sampling step; 0 = none (DDIM), 1 = as much as DDPM's", 0, 1
+    )
     strength: float = _parameter(
         float,
         "share of the steps that is run, from the mask's own photograph, noised; 1 = from pure "
@@ -223,6 +233,20 @@ class Settings:
         str,
         "when a GPU's memory runs out: stop, or go on with half as many images at once",
         choices=("stop", "halve"),
+    )
+
+    judge_every: int = _machine(
+        int,
+        "iterations between two looks at a training's validation mIoU on the way, for its logs; "
+        "0 = none",
+        0,
+        10**7,
+        "iterations",
+    )
+    tracking: str = _machine(
+        str,
+        "who else gets what trainings log",
+        choices=("none", "tensorboard", "wandb", "mlflow"),
     )
 
     @property

@@ -34,6 +34,8 @@ _SCENES: dict[str, Any] = {
     "window_start": 0.1,
     "window_end": 0.8,
     "jacobian": "detach",
+    "guide_every": 3,
+    "eta": 0.0,
     "strength": 1.0,
     "images_per_mask": 1,
     "sampling_batch": 8,
@@ -64,6 +66,8 @@ _SCENES: dict[str, Any] = {
     "backbone_weights": "",
     "gpus": 1,
     "out_of_memory": "stop",
+    "judge_every": 0,
+    "tracking": "none",
 }
 
 # One GPU of 16 GB: images one by one, Swin-S from ImageNet weights at a learning rate scaled to the

@@ -21,6 +21,7 @@ from d3s2.data.splits import left_unfinished
 from d3s2.runs import estimate
 from d3s2.runs.network_choice import missing_backbone
 from d3s2.runs.parameters import Settings
+from d3s2.training.tracking import missing_tracker
 
 NEEDED_MEMORY_MB = 4096
 NEEDED_DISK_MB = 1000
@@ -63,6 +64,7 @@ def check(settings: Settings) -> Iterator[Check]:
     yield from _check_data(settings)
     yield from _check_weights(settings)
     yield from _check_estimate(settings)
+    yield from _check_tracker(settings)
 
 
 def _check_versions() -> Iterator[Check]:
@@ -103,6 +105,13 @@ def _check_estimate(settings: Settings) -> Iterator[Check]:
         if "is pinned" not in sentence:  # said above
             yield Check(False, sentence)
     yield Check(True, "\n".join(estimate.lines(settings)))
+
+
+def _check_tracker(settings: Settings) -> Iterator[Check]:
+    """Whether the library that trainings are to be tracked with is installed."""
+    if settings.tracking != "none":
+        sentence = missing_tracker(settings.tracking)
+        yield Check(not sentence, sentence or f"tracking: {settings.tracking} is installed")
 
 
 def _check_folder(run_dir: str) -> Check:

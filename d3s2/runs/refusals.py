@@ -19,16 +19,18 @@ from d3s2.runs import estimate
 from d3s2.runs.network_choice import missing_backbone, refused_precision
 from d3s2.runs.parameters import Settings
 from d3s2.selection import budget_size
+from d3s2.training.tracking import missing_tracker
 
 OURS = 8
 """Sides must be multiples of this for the small networks trained here (a test compares)."""
 
 
 def refuse_early(settings: Settings) -> None:
-    """Raise D3S2Error that names, all at once, what this run would stop for later: a GPU, data,
-    models and weights that are not there, a size that the networks do not take, more images than
-    there are, a budget that is no number of them, and a split of which no mask has a class; of a
-    run with pretrained models also too little memory or disk, and libraries of other versions.
+    """Raise D3S2Error that names, all at once, what this run would stop for later: a tracker's
+    library, a GPU, data, models and weights that are not there, a size that the networks do not
+    take, more images than there are, a budget that is no number of them, and a split of which no
+    mask has a class; of a run with pretrained models also too little memory or disk, and libraries
+    of other versions.
     """
     reasons = [*_machine(settings), *_data(settings), *_models(settings)]
     if estimate.wants(settings):
@@ -41,6 +43,8 @@ def refuse_early(settings: Settings) -> None:
 
 
 def _machine(settings: Settings) -> Iterator[str]:
+    if sentence := missing_tracker(settings.tracking):
+        yield sentence
     if settings.device != "cuda":
         return
     try:

@@ -31,13 +31,12 @@ from d3s2.core import machine
 from d3s2.core.errors import exit_code
 from d3s2.guidance.losses import LossOptions
 from d3s2.guidance.painting import Recipe
-from d3s2.guidance.sampler import Guidance
 from d3s2.methods.comparison import Command, Contest, Series, measure
 from d3s2.methods.intervals import Measurement, read_measurement, table
 from d3s2.methods.method import Method
 from d3s2.methods.painted import Painted, Rank, greedy_masks
 from d3s2.methods.photographs import random_masks
-from d3s2.methods.table import D3S2_LOSSES, METHODS
+from d3s2.methods.table import D3S2, METHODS
 from d3s2.runs import config
 from d3s2.runs.contest import open_contest
 from d3s2.selection import budget_size
@@ -52,7 +51,7 @@ FREEMASK = 1.25
 def _painted(
     name: str,
     says: str,
-    scales: Mapping[str, float] = D3S2_LOSSES,
+    scales: Mapping[str, float] = D3S2.scales,
     *,
     masks: Rank = greedy_masks,
     steps: int = 50,
@@ -64,7 +63,7 @@ def _painted(
 ) -> Painted:
     recipe = Recipe(
         steps=steps,
-        guidance=Guidance(scales, **guidance),
+        guidance=replace(D3S2, scales=scales, **guidance),
         candidates=candidates,
         losses=losses or LossOptions(),
         ignore_margin=ignore_margin,
@@ -100,7 +99,7 @@ ARMS: dict[str, Method] = {
         _painted("early", "both, guided in the first third", window=(0.0, 1 / 3)),
         _painted("middle", "both, guided in the second third", window=(1 / 3, 2 / 3)),
         _painted("late", "both, guided in the last third", window=(2 / 3, 1.0)),
-        _painted("every 3rd", "both, gradient taken anew at every third guided step", every=3),
+        _painted("every step", "both, gradient taken anew at every guided step", every=1),
         _painted("25 steps", "both, 25 steps", steps=25),
         _painted("100 steps", "both, 100 steps", steps=100),
         _painted("eta 1", "both, with fresh noise at every step (eta 1)", eta=1.0),

@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[Guidance, LossOptions]] = {
         LossOptions(layers=("encoder1", "encoder2", "encoder3", "encoder4")),
     ),
     "detach, every 2nd": (replace(_BOTH, every=2), LossOptions()),
+    "detach, every 3rd (the default)": (replace(_BOTH, every=3), LossOptions()),
     "full, every 2nd": (replace(_BOTH, every=2, jacobian="full"), LossOptions()),
 }
 """What is measured: guidance and losses. The default window is 10 to 80 % of the steps."""

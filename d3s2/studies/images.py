@@ -70,7 +70,7 @@ OTHER_PHOTOGRAPHS = "photographs of train"
 """A second sample of the real: what a perfect painter's Fréchet distance would be."""
 ARMS: dict[str, Recipe] = {
     name: ablation.ARMS[name].recipe
-    for name in ("unguided", "eta 1 unguided", "d3s2", "eta 1", "every 3rd")
+    for name in ("unguided", "eta 1 unguided", "d3s2", "eta 1", "every step")
 }
 """Ways of painting, as the ablation has and trains them."""
 TEACHING = Schedule(iterations=2000, learning_rate=2e-3)

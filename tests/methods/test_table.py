@@ -9,12 +9,14 @@ import pytest
 
 from d3s2.core.errors import D3S2Error
 from d3s2.data.folder import open_folder
+from d3s2.guidance.sampler import Guidance
 from d3s2.methods import table
 from d3s2.methods.method import ByExamples, Method
 from d3s2.methods.painted import Painted
 from d3s2.methods.sfm import FlowMatched
 from d3s2.methods.table import METHODS, find, register
 from d3s2.methods.world import USES
+from d3s2.runs import profiles
 
 
 def short(method: Method) -> Method:
@@ -47,6 +49,23 @@ def test_rows_differ_and_say_so():
     assert len({repr(row) for row in METHODS.values()}) == len(METHODS)
     assert all(row.uses <= set(USES) and row.name == name for name, row in METHODS.items())
     assert all(row.after in {"", *METHODS} for row in METHODS.values())
+
+
+def test_the_row_d3s2_is_what_a_run_paints_by_default():
+    run, row = profiles.PROFILES["scenes"], METHODS["d3s2"].recipe
+    assert row.guidance == Guidance(
+        {"segmentation": run["lambda_seg"], "feature": run["lambda_feat"]},
+        (run["window_start"], run["window_end"]),
+        jacobian=run["jacobian"],
+        cfg_scale=run["cfg_scale"],
+        eta=run["eta"],
+        every=run["guide_every"],
+    )
+    assert (row.steps, row.strength, row.images_per_mask) == (
+        run["steps"],
+        run["strength"],
+        run["images_per_mask"],
+    )
 
 
 def test_methods_that_compare_images_share_their_masks(world):
