@@ -103,7 +103,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     log = (folder / "log").open("w+")
     server = subprocess.Popen(words, env=environment(folder, sources), cwd=folder, stderr=log)
     try:
-        token = waited_for(r"/lab\?token=(\w+)", folder / "log", server)
+        token = waited_for(r"/lab/tree/notebooks\?token=(\w+)", folder / "log", server)
         with browser.opened() as chromium:
             page = chromium.new_page(viewport={"width": 1280, "height": 1000})
             yield SimpleNamespace(
@@ -126,14 +126,14 @@ def waited_for(pattern: str, log: Path, server: subprocess.Popen) -> str:
 def opened(lab: SimpleNamespace, name: str) -> Any:
     """The tab, with this notebook in front and its kernel idle."""
     page = lab.page
-    page.goto(f"{lab.url}/lab/tree/{name}.ipynb?token={lab.token}&reset")
+    page.goto(f"{lab.url}/lab/tree/notebooks/{name}.ipynb?token={lab.token}&reset")
     page.wait_for_function(
         """name => {
             const shown = window.jupyterapp?.shell.currentWidget;
             return shown?.context?.path === name && shown.context.isReady
               && shown.sessionContext.session?.kernel?.status === "idle";
         }""",
-        arg=f"{name}.ipynb",
+        arg=f"notebooks/{name}.ipynb",
         timeout=120_000,
     )
     return page

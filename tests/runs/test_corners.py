@@ -35,6 +35,7 @@ from d3s2.data.scenes import write_split
 from d3s2.runs import config, runner
 from d3s2.runs.parameters import FIELDS
 from d3s2.runs.refusals import refuse_early
+from d3s2.training.tracking import missing_tracker
 
 NUMBERS = [name for name, entry in FIELDS.items() if entry.metadata["type"] is not str]
 CHOICES = {name: entry.metadata["choices"] for name, entry in FIELDS.items()}
@@ -108,7 +109,8 @@ LEAST = {
     "control_scale": 0, "checkpointing": 0, "diffusion_model": "", "controlnet_model": "",
     "negative_prompt": "", "vae_memory": "whole", "precision": "float32", "method": "",
     "layout_control": "controlnet", "protocol": "squeezed", "training_precision": "float32",
-    "strength": 0.001, "images_per_mask": 1,
+    "strength": 0.001, "images_per_mask": 1, "guide_every": 1, "eta": 0, "judge_every": 0,
+    "tracking": "none",
 }  # fmt: skip
 MOST = {
     "data_format": "folder", "image_size": "16x40", "train_images": 0, "val_images": 0,
@@ -120,7 +122,7 @@ MOST = {
     "out_of_memory": "halve", "control_scale": 2, "checkpointing": 1, "vae_memory": "tiling",
     "precision": "float16", "control_palette": "coco", "layout_control": "both",
     "protocol": "published", "training_precision": "bfloat16", "strength": 0.5,
-    "images_per_mask": 2,
+    "images_per_mask": 2, "guide_every": 1000, "eta": 1, "judge_every": 1,
 }  # fmt: skip
 EMPTY = {
     "data_format": "folder", "train_images": 0, "val_images": 0, "threads": 0, "jobs": 0,
@@ -128,6 +130,7 @@ EMPTY = {
     "lambda_feat": 0, "window_start": 0.5, "window_end": 0.5, "iterations": 2,
     "vae_memory": "slicing", "precision": "bfloat16", "control_palette": "ade20k",
     "layout_control": "attention", "strength": 1, "images_per_mask": 3,
+    "guide_every": 3, "eta": 0.5,
 }  # fmt: skip
 SPECIAL = {
     "profile": "smoke", "run_dir": "run", "data_format": "scenes", "data_root": "",
@@ -137,7 +140,7 @@ SPECIAL = {
     "full_iterations": 0, "generator": "embedded", "proxy_config": "",
     "proxy_checkpoint": "", "proxy_layers": "", "network": "scaled-down", "backbone_weights": "",
     "diffusion_revision": "", "controlnet_revision": "", "model_files": "local",
-    "control_palette": "dataset",
+    "control_palette": "dataset", "judge_every": 10**7,
 }  # fmt: skip
 RUNS = {
     "least": Whole(one_of_all, LEAST),
@@ -166,6 +169,7 @@ TAKEN: dict[str, dict[Any, str]] = {
     "training_precision": {"float16": "needs a GPU"},
     "gpus": {64: "needs the cores"},
     "images_per_mask": {100: LONG},
+    "tracking": dict.fromkeys(("tensorboard", "wandb", "mlflow"), "needs its library"),
 }
 """Values inside of the ranges that are not run to the end, and why."""
 
@@ -315,6 +319,7 @@ BY_DATA = {
     "proxy_config": ["nowhere.py", *TAKEN["proxy_config"]],
     "network": ["swin-s"],
     "training_precision": [] if os.environ.get("CUDA_VISIBLE_DEVICES") else ["float16"],
+    "tracking": [name for name in TAKEN["tracking"] if missing_tracker(name)],
 }
 """Values that other values, or a machine without a GPU and models, make impossible."""
 

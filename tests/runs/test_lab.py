@@ -48,8 +48,21 @@ def test_notebooks_that_cannot_be_written_are_copied_once(
     assert {path.name for path in copy.glob("*.ipynb")} == {
         path.name for path in places.notebooks_folder().glob("*.ipynb")
     }
+    assert (copy / "../docs/notation.md").is_file()  # where they link to
     (copy / "00_start_here.ipynb").write_text("mine")
     assert (lab.folder() / "00_start_here.ipynb").read_text() == "mine"
+
+
+def test_what_the_notebooks_link_to_is_served() -> None:
+    """The served folder holds all that a notebook links to, in the image's copy too."""
+    root = places.notebooks_folder().parent
+    assert f"--notebook-dir={root}" in lab.command_line("127.0.0.1", 8888, None)
+    targets = {
+        found.split("/")[0]
+        for path in places.notebooks_folder().glob("*.ipynb")
+        for found in re.findall(r"\]\(\.\./([^)#]+)", path.read_text())
+    }
+    assert targets and targets <= set(lab.SHOWN)
 
 
 def status(url: str, seconds: float = 30) -> int:
@@ -169,13 +182,14 @@ def test_a_server_on_all_addresses_asks_for_its_token(tmp_path: Path, home: str)
     configured = hostile_folders(tmp_path) if home == "hostile home" else {}
     with running(tmp_path, configured) as server:
         address = first(r"(http://127\.0\.0\.1:\d+/lab\S*)", server)
-        found = re.fullmatch(r"(.*)/lab\?token=(\w{32,})", address)
+        found = re.fullmatch(r"(.*)/lab/tree/notebooks\?token=(\w{32,})", address)
         assert found, f"no token in {address}"
         url, token = found.groups()
         for path in ("contents", "kernels", "terminals", "sessions", "config/notebook"):
             assert status(f"{url}/api/{path}") == 403, path
         assert status(f"{url}/api/contents?token=") == status(f"{url}/api/contents?token=x") == 403
-        assert b"00_start_here.ipynb" in asked(f"{url}/api/contents", token)
+        assert b"00_start_here.ipynb" in asked(f"{url}/api/contents/notebooks", token)
+        assert b"# Notation" in asked(f"{url}/api/contents/docs/notation.md", token)  # linked to
         assert asked(f"{url}/api/terminals", token) == b"[]"  # the packages' extensions are there
         assert b"JupyterLab" in asked(f"{url}/lab", token)
         command = " ".join(psutil.Process(server.pid).cmdline())
@@ -189,7 +203,7 @@ def test_a_token_of_ones_own_holds_against_ones_own_configuration(tmp_path: Path
     with running(tmp_path, hostile_folders(tmp_path) | {lab.TOKEN: token}) as server:
         url = first(r"(http://127\.0\.0\.1:\d+)/lab", server)
         assert status(f"{url}/api/contents") == 403
-        assert b"00_start_here.ipynb" in asked(f"{url}/api/contents", token)
+        assert b"00_start_here.ipynb" in asked(f"{url}/api/contents/notebooks", token)
         assert token not in " ".join(psutil.Process(server.pid).cmdline())
 
 

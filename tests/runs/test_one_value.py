@@ -71,6 +71,10 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "proxy_checkpoint": str(backbone),
         "train_images": 2,
     }
+    library = tmp_path / "library" / values["tracking"]  # looked for before the first notebook
+    library.mkdir(parents=True)
+    (library / "__init__.py").touch()
+    monkeypatch.syspath_prepend(library.parent)
     fitting |= {"proxy_config": "segformer/segformer_mit-b2_8xb2-160k_ade20k-512x512.py"}
     places = {"run_dir": str(tmp_path / "run"), "backbone_weights": str(backbone)}
     return values | places | fitting | {"profile": "camvid"}
