@@ -227,6 +227,56 @@ def check_dice(mine: Any, inside: Any, mask: Any, guess: Any = ...) -> str:
     return _judge(mine, 1 - (2 * overlap + 1) / (areas + 1), wrongs, guess)
 
 
+# -------------------------------------------------------------------------------- chapter 05
+def check_radius(mine: Any, distances: Any, guess: Any = ...) -> str:
+    """Radius of a selection: how far the worst image is from its nearest chosen one.
+
+    distances: float[N, k], of N images from the k that are chosen.
+    """
+    distances = _array(distances)
+    wrongs = {
+        "that is the largest of all distances: an image counts by its nearest chosen one": (
+            distances.max()
+        ),
+        "that is the smallest of all distances: a chosen image is 0 from itself": distances.min(),
+        "that is how far the average image is: the radius is the worst one's": (
+            distances.min(axis=1).mean()
+        ),
+        "the axes are swapped: the nearest is sought among the chosen": (
+            distances.min(axis=0).max()
+        ),
+        "that is the best image's farthest chosen one: first the minimum, then the maximum": (
+            distances.max(axis=1).min()
+        ),
+    }
+    return _judge(mine, distances.min(axis=1).max(), wrongs, guess)
+
+
+def check_holm(mine: Any, p: Any, k: int, guess: Any = ...) -> str:
+    """Holm's corrected value of p[k], the p-values of a family in ascending order; k from 0."""
+    p = _array(p)
+    m = len(p)
+    steps = np.array([(m - j) * p[j] for j in range(k + 1)])
+    wrongs = {
+        "that is the p-value as if it stood alone: it is not corrected": p[k],
+        "that is Bonferroni's, which multiplies all by m: Holm's factor falls with the place": (
+            min(1.0, m * p[k])
+        ),
+        "none may be smaller than the one before it: take the largest up to k": (
+            min(1.0, steps[-1])
+        ),
+        "it is a chance: it cannot exceed 1": steps.max(),
+        "the factor is one too small: the smallest of m is multiplied by m": (
+            min(1.0, max((m - j - 1) * p[j] for j in range(k + 1)))
+        ),
+        "that divides: a corrected value is larger than the one before": p[k] / (m - k),
+        "that is the largest of the whole family: only those up to k count": (
+            min(1.0, max((m - j) * p[j] for j in range(m)))
+        ),
+    }
+    return _judge(mine, min(1.0, steps.max()), wrongs, guess)
+
+
 def _wrong_ious(both: float, is_c: float, called_c: float, either: float) -> dict[str, Any]:
     return {
         "that is divided by the pixels that are the class: those called it wrongly count too": (

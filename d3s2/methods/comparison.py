@@ -22,6 +22,7 @@ import numpy as np
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import read_json, write_csv, write_json
 from d3s2.core.long_work import Steps
+from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.folder import open_folder
 from d3s2.guidance.quality import recognition
 from d3s2.methods.distil import distil, read_bill, with_set
@@ -124,6 +125,22 @@ class Contest:
         """The folder of a method's set, made on first use."""
         return distil(method, self.world(method, budget, number))
 
+    def opened(self, method: Method, budget: int, number: int) -> SegmentationDataset:
+        """A method's set as data, made on first use; its images are those of its split `train`."""
+        return open_folder(self.folder(method, budget, number), "train")
+
+    def judged(self, folder: Path) -> float | str:
+        """How much of the set in this folder the judge recognises, by class-mean recall; kept
+        beside it. "" without a judge.
+        """
+        if self.judge is None:
+            return ""
+        kept = folder / "judged.json"
+        if not kept.is_file():
+            found = recognition(self.judge, open_folder(folder, "train"))
+            write_json(kept, {"pixels": found.pixels, "class_mean": found.class_mean})
+        return round(read_json(kept)["class_mean"], 4)
+
     def job(self, method: Method, seed: int, folder: Path) -> TrainingJob:
         """The training on a set with one seed."""
         place = f"{folder.name}-trained-{seed}"
@@ -199,7 +216,7 @@ def _row(
         bill.images,
         round(result.miou, 3),
         *(round(value, 2) for value in class_thirds(contest.shared, result.per_class_iou)),
-        _judged(contest, folder),
+        contest.judged(folder),
         bill.seconds_an_image if makes else "",
         bill.evaluations_an_image if makes else "",
         bill.peak_mb,
@@ -221,17 +238,6 @@ def class_thirds(shared: Shared, per_class: Sequence[float]) -> tuple[float, flo
 def _mean(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
-
-
-def _judged(contest: Contest, folder: Path) -> float | str:
-    """How much of the set the judge recognises, kept beside it; "" without one."""
-    if contest.judge is None:
-        return ""
-    kept = folder / "judged.json"
-    if not kept.is_file():
-        found = recognition(contest.judge, open_folder(folder, "train"))
-        write_json(kept, {"pixels": found.pixels, "class_mean": found.class_mean})
-    return round(read_json(kept)["class_mean"], 4)
 
 
 # -------------------------------------------------------------------------------------- the file

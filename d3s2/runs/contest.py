@@ -23,6 +23,9 @@ from d3s2.runs.weights import load_models
 from d3s2.selection import budget_size
 from d3s2.training.job import TrainingJob
 
+REFERENCE = Path(__file__).parents[1] / "studies" / "reference" / "comparison.csv"
+"""A comparison that is committed; the JSON beside it says by which command."""
+
 
 def open_contest(settings: Settings, work: Path, split: str = "val") -> Contest:
     """What all methods are compared under in a run of these settings.

@@ -26,6 +26,10 @@ MOST_BYTES = 950_000
 no megabytes.
 """
 _FILE_NAME = re.compile(r"(\d\d)_\w+\.ipynb")
+LAST_OF_A_RUN = 4
+"""Chapter 05 compares what other methods distil, which is hours of work and no stage of a run: it
+is opened by itself, as the appendices are.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,11 @@ class Chapter:
 
 
 def read_chapters(folder: str | Path) -> list[Chapter]:
-    """All `NN_name.ipynb` of a folder, in order. Raises D3S2Error when there are none, or one is
-    damaged.
+    """The `NN_name.ipynb` of a folder that make a run, in order. Raises D3S2Error when there are
+    none, or one is damaged.
     """
-    paths = sorted(path for path in Path(folder).glob("*.ipynb") if _FILE_NAME.fullmatch(path.name))
+    found = [(path, _FILE_NAME.fullmatch(path.name)) for path in Path(folder).glob("*.ipynb")]
+    paths = sorted(path for path, name in found if name and int(name[1]) <= LAST_OF_A_RUN)
     if not paths:
         raise D3S2Error(
             f"There are no notebooks NN_name.ipynb in {folder}: run this in a clone of the "

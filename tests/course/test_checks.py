@@ -27,6 +27,8 @@ MATRIX = np.array([[40, 7, 3], [5, 30, 1], [2, 4, 8]])
 INSIDE, MASK = RNG.random((4, 4)), (RNG.random((4, 4)) > 0.5).astype(float)
 VALID = LABELS != 255
 TRUE = np.array([LOG_P[LABELS[y, x], y, x] for y, x in zip(*np.nonzero(VALID), strict=True)])
+DISTANCES = np.array([[0.0, 3.0], [2.5, 4.0], [1.0, 0.5], [5.0, 1.5]])
+P = np.array([0.012, 0.2, 0.21, 0.9])
 PULL = 0.8 * np.linalg.norm(EPSILON) * 0.1 * G / np.linalg.norm(G)  # at a = 0.36
 
 CASES: dict[str, tuple[tuple[Any, ...], Any, dict[str, Any]]] = {
@@ -160,6 +162,29 @@ CASES: dict[str, tuple[tuple[Any, ...], Any, dict[str, Any]]] = {
             ),
         },
     ),
+    "check_radius": (
+        (DISTANCES,),
+        2.5,
+        {
+            "largest of all": 5.0,
+            "smallest of all": 0.0,
+            "average image": 4.5 / 4,
+            "axes are swapped": 0.5,
+            "best image's": 1.0,
+        },
+    ),
+    "check_holm": (
+        (P, 2),
+        0.6,  # 4 x .012, 3 x .2, 2 x .21: the second
+        {
+            "not corrected": 0.21,
+            "Bonferroni": 0.84,
+            "than the one before it": 0.42,
+            "one too small": 0.4,
+            "that divides": 0.105,
+            "whole family": 0.9,
+        },
+    ),
 }
 GARBAGE = (None, "three", object(), lambda: 0, [], {}, [[1], [1, 2]], 1j, np.nan, np.inf, True)
 MISTAKES = [(name, part) for name, (_, _, wrongs) in CASES.items() for part in wrongs]
@@ -224,6 +249,12 @@ def test_a_prediction_is_held_against_what_came_out() -> None:
     assert told("check_presence", CASES["check_presence"][1], 0.6).endswith("0.1 too high")
     assert told("check_guided", CASES["check_guided"][1], 0.1).endswith("0.02 too high")
     assert told("check_share", 4 / 15, "half") == told("check_share", 4 / 15, None) == "right"
+
+
+def test_a_corrected_chance_stays_one() -> None:
+    likely = np.array([0.6, 0.7])
+    assert checks.check_holm(1.0, likely, 0) == checks.RIGHT == checks.check_holm(1.0, likely, 1)
+    assert "cannot exceed 1" in checks.check_holm(1.2, likely, 0)
 
 
 def test_masks_without_a_label_or_without_the_class_raise_nothing() -> None:
