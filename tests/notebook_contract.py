@@ -36,7 +36,7 @@ UNSEEDED = re.compile(
     re.MULTILINE,
 )
 CLOSING = ("Summary", "Quiz", "Exercises", "Further reading")
-NOTATION = ("00", "01", "02", "03", "04", "A1", "A2", "B1", "B2", "B3", "B4")
+NOTATION = ("00", "01", "02", "03", "04", "05", "A1", "A2", "B1", "B2", "B3", "B4")
 """Notebooks that use the one table of symbols and link to it."""
 
 Notebook = Any
@@ -128,6 +128,7 @@ OWN_ROOM = {
     "02": "selection",
     "03": "guidance",
     "04": "training",
+    "05": "methods",
     "B1": "methods",
     "B2": "methods",
     "B4": "methods",

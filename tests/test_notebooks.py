@@ -30,7 +30,8 @@ NAMES = (
     "03_guided_sampling",
     "04_train_mask2former",
 )
-APPENDICES = (  # not part of `d3s2 run`
+BY_THEMSELVES = (  # not part of `d3s2 run`
+    "05_compare_methods",
     "A1_what_pays",
     "A2_runs_and_stages",
     "B1_unidd",
@@ -47,11 +48,11 @@ def notebook_path(name: str) -> Path:
 def test_the_sequence_is_complete() -> None:
     assert (
         tuple(sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
-        == NAMES + APPENDICES
+        == NAMES + BY_THEMSELVES
     )
 
 
-@pytest.mark.parametrize("name", NAMES + APPENDICES)
+@pytest.mark.parametrize("name", NAMES + BY_THEMSELVES)
 def test_contract(name: str) -> None:
     assert problems(notebook_path(name)) == []
 
@@ -182,7 +183,7 @@ def test_a_broken_contract_is_found(name: str, tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------- running them all
-PAINTS_UNCHECKED = ("A1_what_pays", "B4_edits")
+PAINTS_UNCHECKED = ("05_compare_methods", "A1_what_pays", "B4_edits")
 """Notebooks that paint and have no tagged cell whose output depends on it. They come last: a run
 notes what it was given.
 """
@@ -195,7 +196,7 @@ def nbval_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.notebooks
 @pytest.mark.parametrize(
-    "name", sorted(NAMES + APPENDICES, key=lambda name: name in PAINTS_UNCHECKED)
+    "name", sorted(NAMES + BY_THEMSELVES, key=lambda name: name in PAINTS_UNCHECKED)
 )
 def test_nbval_in_the_default_profile(name: str, nbval_home: Path) -> None:
     """Every cell runs, in a home of its own; tagged cells give the committed output.

@@ -7,19 +7,16 @@ from pathlib import Path
 
 from d3s2.core import machine
 from d3s2.core.errors import D3S2Error
-from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.data.held_out import open_test
 from d3s2.methods.comparison import Command, Contest, Series, budgets_in, measure
 from d3s2.methods.intervals import read_measurement, table
 from d3s2.methods.table import METHODS, find
 from d3s2.methods.world import Networks, SelectionRule, Shared
-from d3s2.models.load import JUDGE, load_proxy
-from d3s2.models.proxy import ProxySegmenter
 from d3s2.runs.network_choice import training_data, training_network
 from d3s2.runs.parameters import Settings
 from d3s2.runs.run import Run
-from d3s2.runs.weights import load_models
+from d3s2.runs.weights import load_judge, load_models
 from d3s2.selection import budget_size
 from d3s2.training.job import TrainingJob
 
@@ -43,7 +40,7 @@ def open_contest(settings: Settings, work: Path, split: str = "val") -> Contest:
         Shared(run.train, work, lambda: _networks(run), rule),
         _template(run, judged, split),
         METHODS,
-        _judge(settings),
+        load_judge(run),
         settings.jobs,
     )
 
@@ -51,13 +48,6 @@ def open_contest(settings: Settings, work: Path, split: str = "val") -> Contest:
 def _networks(run: Run) -> Networks:
     models = load_models(run)
     return Networks(models.generator, models.proxy, models.digest())
-
-
-def _judge(settings: Settings) -> ProxySegmenter | None:
-    """The judge of the embedded scenes; other data have none."""
-    if settings.data_format != "scenes":
-        return None
-    return load_proxy(EMBEDDED_WEIGHTS / JUDGE)
 
 
 def _template(run: Run, judged: SegmentationDataset, split: str) -> TrainingJob:

@@ -17,7 +17,7 @@ from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.dataset import SegmentationDataset
 from d3s2.models.diffusion_parts import DiffusionOptions
 from d3s2.models.generator import LayoutGenerator
-from d3s2.models.load import load_generator, load_proxy, weights_digest
+from d3s2.models.load import JUDGE, load_generator, load_proxy, weights_digest
 from d3s2.models.pretraining import Schedule, train_generator, train_proxy
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.runs.model_choice import ModelChoice, choose_models
@@ -77,6 +77,15 @@ def load_models(run: Run) -> Models:
     folder = ensure_weights(run.settings, run.train)
     generator = load_generator(folder / "generator", run.device)
     return Models(generator, load_proxy(folder / "proxy", run.device), folder)
+
+
+def load_judge(run: Run) -> ProxySegmenter | None:
+    """A segmenter that guides nobody, of other widths than the proxy, trained on the same
+    photographs; None for data other than the embedded scenes, which alone have one.
+    """
+    if run.settings.data_format != "scenes":
+        return None
+    return load_proxy(EMBEDDED_WEIGHTS / JUDGE, run.device)
 
 
 def load_stand_in(run: Run) -> LayoutGenerator:

@@ -198,6 +198,17 @@ def test_thirds_go_from_the_most_to_the_least_frequent_class(contest):
     assert class_thirds(contest.shared, per_class)[2] == 16.0
 
 
+def test_a_set_is_opened_as_data_and_judged_once(contest):
+    folder, made = contest.folder(BALANCED, 3, 0), contest.opened(BALANCED, 3, 0)
+    assert made.split == "train" and made.root == folder and len(made) == 3
+    found = contest.judged(folder)
+    kept = json.loads((folder / "judged.json").read_text())
+    assert found == round(kept["class_mean"], 4) and 0 <= found <= 1
+    (folder / "judged.json").write_text(json.dumps(kept | {"class_mean": 0.25}))
+    assert contest.judged(folder) == 0.25
+    assert replace(contest, judge=None).judged(folder) == ""
+
+
 def test_another_split_and_no_judge(contest, quick, tmp_path):
     out = tmp_path / "out.csv"
     blind = replace(contest, judge=None)

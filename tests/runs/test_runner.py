@@ -22,6 +22,7 @@ import pytest
 from notebook_maker import SLOW, Sequence, stage_cell, write_notebook
 from PIL import Image
 
+from d3s2.core import places
 from d3s2.core.errors import D3S2Error
 from d3s2.data.scenes import scenes_classes
 from d3s2.plots.house_style import reduce_colors
@@ -107,6 +108,14 @@ def test_an_executed_notebook_or_record_that_changed_is_made_again(sequence: Seq
     record.write_text(record.read_text().replace('"seconds"', '"secondz"'))
     assert [name for name, _, _ in runner.timings(sequence.run_dir)] == ["01_first", "02_second"]
     assert sequence.run() == ["00"]
+
+
+def test_the_comparison_is_no_part_of_a_run(sequence: Sequence) -> None:
+    for name in ("05_compare.ipynb", "A1_more.ipynb"):
+        write_notebook(sequence.notebooks / name, "raise SystemExit")
+    assert [chapter.number for chapter in read_chapters(sequence.notebooks)] == [0, 1, 2]
+    shipped = read_chapters(places.notebooks_folder())
+    assert [chapter.number for chapter in shipped] == [0, 1, 2, 3, 4]
 
 
 def test_only_the_modules_that_a_notebook_imports_make_it_stale(

@@ -9,9 +9,11 @@ import pytest
 import torch
 from small_scenes import small_scenes
 
+from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.data.tensors import class_sets, read_masks
 from d3s2.guidance.sampler import initial_noise
-from d3s2.runs.weights import load_stand_in
+from d3s2.models.load import load_proxy
+from d3s2.runs.weights import load_judge, load_stand_in
 
 
 def test_a_latent_model_is_at_hand_for_every_run(
@@ -35,3 +37,15 @@ def test_a_latent_model_is_at_hand_for_every_run(
     gradient = torch.autograd.grad(image[0, :, 20, 40].sum(), z)[0].norm(dim=1)[0]
     row, column = divmod(int(gradient.argmax()), 8)
     assert abs(row - 20 // 8) <= 1 and abs(column - 40 // 8) <= 1
+
+
+def test_the_judge_is_another_network_and_judges_the_embedded_scenes_alone() -> None:
+    judge = load_judge(
+        SimpleNamespace(settings=SimpleNamespace(data_format="scenes"), device="cpu")
+    )
+    guide = load_proxy(EMBEDDED_WEIGHTS / "proxy")
+    assert judge is not None and not any(one.requires_grad for one in judge.parameters())
+    widths = [sum(one.numel() for one in network.parameters()) for network in (judge, guide)]
+    assert widths[0] != widths[1]
+    other = SimpleNamespace(settings=SimpleNamespace(data_format="camvid"), device="cpu")
+    assert load_judge(other) is None
