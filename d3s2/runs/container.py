@@ -16,7 +16,9 @@ from d3s2.core.errors import D3S2Error
 VARIABLE = "D3S2_CONTAINER"
 """Set to 1 by the Dockerfile."""
 SERVER = "jupyterhub-singleuser"
-"""It shows the folder in which it is started: that of the notebooks, for a student to write in."""
+"""It shows the folder in which it is started: the one with notebooks/ and docs/, for a student to
+write in, so that the links from one to the other lead somewhere.
+"""
 
 
 def pass_on(words: Sequence[str], commands: Container[str], environment: Mapping[str, str]) -> None:
@@ -38,5 +40,5 @@ def pass_on(words: Sequence[str], commands: Container[str], environment: Mapping
     if name == SERVER:
         from d3s2.runs import lab
 
-        os.chdir(lab.folder())
+        os.chdir(lab.folder().parent)
     os.execvp(name, list(words))

@@ -44,9 +44,13 @@ def test_a_program_takes_the_place_of_d3s2(image: dict[str, str], tmp_path: Path
 
 
 @pytest.mark.processes
-def test_a_hubs_server_begins_among_the_notebooks(image: dict[str, str], tmp_path: Path) -> None:
+def test_a_hubs_server_begins_where_notebooks_and_docs_lie(
+    image: dict[str, str], tmp_path: Path
+) -> None:
     done = d3s2(image, container.SERVER, cwd=tmp_path)
-    assert done.stdout.split("|")[1] == str(places.notebooks_folder())
+    begins = Path(done.stdout.split("|")[1])
+    assert begins == places.notebooks_folder().parent
+    assert (begins / "notebooks").is_dir() and (begins / "docs").is_dir()
 
 
 @pytest.mark.processes
