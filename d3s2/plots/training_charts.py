@@ -1,4 +1,4 @@
-"""Charts of chapter 04 and appendix A1: arrays in, a Figure out."""
+"""Charts of chapters 04 and 05 and appendix A1: arrays in, a Figure out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 from PIL import Image
 
 from d3s2.plots.house_style import DPI, INK, SERIES, Picture, new_figure, series_color, style
@@ -244,6 +245,7 @@ def cost_and_score(points: Mapping[str, tuple[float, float, float]], of: str = "
     for cell, names in ((cost, list(points)), (worth, [""] * len(points))):
         cell.set_yticks(range(len(points)), names, fontsize=8.5)
         cell.set_ylim(len(points) - 0.5, -0.5)
+    cost.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     cost.xaxis.set_major_formatter("{x:g}")
     cost.xaxis.set_minor_formatter("{x:g}")
     cost.tick_params(axis="x", which="both", labelsize=7)

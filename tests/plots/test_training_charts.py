@@ -87,6 +87,8 @@ def test_colours_mean_something():
     assert [tick.get_text() for tick in cost.get_yticklabels()] == list(rows)
     assert [line.get_xdata()[0] for line in cost.lines] == [2.0, 1.0]
     assert [list(line.get_xdata()) for line in worth.lines] == [[50.0], [49.0, 51.0], [51.0]]
+    between = cost.xaxis.get_minorticklocs()  # 6, 7, 8 and 9 would stand upon one another
+    assert {f"{value:.0e}"[0] for value in between} == {"2", "5"}
 
 
 def test_a_difference_that_leaves_out_zero_is_filled():
