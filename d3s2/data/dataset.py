@@ -416,11 +416,8 @@ def _from_ids(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
 
 def _check_ids(pixels: np.ndarray, code: MaskCode, path: Path) -> None:
     """Raise BadFile where a mask has ids that stand for nothing. pixels: of each id, up to 256."""
-    unknown = {
-        id_: int(count)
-        for id_, (count, train) in enumerate(zip(pixels, code.to_train, strict=False))
-        if count and train < 0
-    }
+    wrong = np.array(code.to_train[: len(pixels)]) < 0
+    unknown = {int(id_): int(pixels[id_]) for id_ in np.flatnonzero(wrong & (pixels > 0))}
     if not unknown:
         return
     remedy = code.remedy or "add the class there, or write 255 (ignore) in the mask."
