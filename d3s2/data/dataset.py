@@ -165,17 +165,27 @@ class SegmentationDataset:
         tell how the ids lie), an id or a colour that stands for no class, and a size other than the
         image's.
         """
+        with _picture(self.label_paths[index], "mask") as mask:
+            return self._labels(mask, index)
+
+    def count_labels(self, index: int) -> np.ndarray:
+        """int64[256]: how many pixels of `read_labels` have each train id, and IGNORE; raises as it
+        does. A mask of ids is counted before its ids become train ids: half the time.
+        """
         path = self.label_paths[index]
         with _picture(path, "mask") as mask:
             if mask.mode == "RGB":
-                labels = _from_colors(np.array(mask), self.code, path)
-            else:
-                labels = _from_ids(np.array(mask), self.code, path)
-        self._check_size(index, labels)
-        if self.size is not None:
-            mask = Image.fromarray(labels).resize(self.size[::-1], Image.Resampling.NEAREST)
-            labels = np.array(mask)
-        return labels
+                return np.bincount(self._labels(mask, index).ravel(), minlength=256)
+            pixels = np.array(mask.histogram())
+            _check_ids(pixels, self.code, path)
+            self._check_size(index, mask.size[::-1])
+            if self.size is not None:
+                small = mask.resize(self.size[::-1], Image.Resampling.NEAREST)
+                pixels = np.array(small.histogram())
+        there = np.flatnonzero(pixels)
+        counts = np.zeros(256, dtype=np.int64)
+        np.add.at(counts, np.array(self.code.to_train)[there], pixels[there])
+        return counts
 
     def has_labels(self) -> bool:
         """Whether any pixel of any mask has a class; masks are read up to the first such one.
@@ -212,13 +222,27 @@ class SegmentationDataset:
             digest.update(bytes.fromhex(found))
         return digest.hexdigest()
 
-    def _check_size(self, index: int, labels: np.ndarray) -> None:
+    def _labels(self, mask: Image.Image, index: int) -> np.ndarray:
+        """The train ids of an opened mask, at the readers' size."""
+        path = self.label_paths[index]
+        if mask.mode == "RGB":
+            labels = _from_colors(np.array(mask), self.code, path)
+        else:
+            labels = _from_ids(np.array(mask), self.code, path)
+        self._check_size(index, labels.shape)
+        if self.size is not None:
+            small = Image.fromarray(labels).resize(self.size[::-1], Image.Resampling.NEAREST)
+            labels = np.array(small)
+        return labels
+
+    def _check_size(self, index: int, shape: tuple[int, ...]) -> None:
+        """Raise BadFile where a mask's (H, W) is not its image's."""
         path = self.image_paths[index]
         width, height, turned = _upright_size(path)
-        if labels.shape != (height, width):
+        if shape != (height, width):
             raise BadFile(
                 "image and mask of different sizes",
-                f"{self.label_paths[index]} is {labels.shape[1]}x{labels.shape[0]} pixels but its "
+                f"{self.label_paths[index]} is {shape[1]}x{shape[0]} pixels but its "
                 f"image {path.name} is {width}x{height}{turned}: save both at one size.",
             )
 
@@ -386,17 +410,24 @@ def _from_ids(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:
     """uint8[H, W] train ids of a mask's uint8[H, W] ids."""
     labels = np.array(code.to_train, dtype=np.int16)[raw]
     if (labels < 0).any():
-        wrong = np.bincount(raw[labels < 0])
-        unknown = {int(value): int(wrong[value]) for value in np.flatnonzero(wrong)}
-        remedy = code.remedy or "add the class there, or write 255 (ignore) in the mask."
-        first = ", ".join(map(str, list(unknown)[:5]))
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise BadFile(
-            "mask with an unknown id",
-            f"mask {path} holds id {first}{more}, which {code.source} does not list: {remedy}",
-            unknown,
-        )
+        _check_ids(np.bincount(raw.ravel()), code, path)
     return labels.astype(np.uint8)
+
+
+def _check_ids(pixels: np.ndarray, code: MaskCode, path: Path) -> None:
+    """Raise BadFile where a mask has ids that stand for nothing. pixels: of each id, up to 256."""
+    wrong = np.array(code.to_train[: len(pixels)]) < 0
+    unknown = {int(id_): int(pixels[id_]) for id_ in np.flatnonzero(wrong & (pixels > 0))}
+    if not unknown:
+        return
+    remedy = code.remedy or "add the class there, or write 255 (ignore) in the mask."
+    first = ", ".join(map(str, list(unknown)[:5]))
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    raise BadFile(
+        "mask with an unknown id",
+        f"mask {path} holds id {first}{more}, which {code.source} does not list: {remedy}",
+        unknown,
+    )
 
 
 def _from_colors(raw: np.ndarray, code: MaskCode, path: Path) -> np.ndarray:

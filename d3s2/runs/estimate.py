@@ -191,7 +191,7 @@ def hours(work: Work, device: str) -> Iterator[tuple[str, float, str]]:
     each = sampling.proxy + speed.moments_flops(classes, work.size)
     yield "statistics", seen * each / single, f"{seen} images x {_flops(each)}"
     own = speed.speed(settings.precision, device)
-    image = _image_flops(settings, sampling)
+    image = image_flops(settings, sampling)
     painted = work.painted + DEMOS
     yield (
         "painting",
@@ -211,7 +211,7 @@ def hours(work: Work, device: str) -> Iterator[tuple[str, float, str]]:
     )
 
 
-def _image_flops(settings: Settings, sampling: Sampling) -> float:
+def image_flops(settings: Settings, sampling: Sampling) -> float:
     """FLOPs of one distilled image: guided in its window, plain before and after, as far as its
     steps are run.
     """

@@ -7,19 +7,21 @@ from __future__ import annotations
 import ast
 import base64
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import nbformat
 from PIL import Image
 
 from d3s2.core.code_version import is_module
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import atomic_path, digest
-from d3s2.plots.house_style import exact_colors, reduce_colors
+
+if TYPE_CHECKING:  # with all it imports, a second: who only asks what is done waits for nothing
+    import nbformat
 
 MOST_BYTES = 950_000
 """Above this a published notebook gets photographs in fewer colours: a repository's web view loads
@@ -30,6 +32,14 @@ LAST_OF_A_RUN = 4
 """Chapter 05 compares what other methods distil, which is hours of work and no stage of a run: it
 is opened by itself, as the appendices are.
 """
+
+
+class Cell(NamedTuple):
+    """What a notebook says in a cell."""
+
+    is_code: bool
+    source: str
+    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,24 +83,38 @@ def read_chapter(path: Path) -> Chapter:
     """Read one notebook. Raises D3S2Error when it is damaged or has not exactly one parameters
     cell.
     """
-    notebook = read_notebook(path)
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
+    cells = read_cells(path)
+    tagged = [cell for cell in cells if "parameters" in cell.tags]
+    if len(tagged) != 1:
         raise D3S2Error(
-            f"{path.name} has {len(cells)} cells tagged 'parameters': it must have exactly one."
+            f"{path.name} has {len(tagged)} cells tagged 'parameters': it must have exactly one."
         )
-    imports = {
-        name
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for name in _imports(cell.source)
-    }
-    source = digest([cell.source for cell in notebook.cells])
-    return Chapter(path, tuple(assigned_names(cells[0].source)), tuple(sorted(imports)), source)
+    imports = {name for cell in cells if cell.is_code for name in _imports(cell.source)}
+    source = digest([cell.source for cell in cells])
+    return Chapter(path, tuple(assigned_names(tagged[0].source)), tuple(sorted(imports)), source)
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """The cells of a notebook file, by its JSON; of another format than 4 by nbformat. Raises
+    D3S2Error when it is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        cells = found["cells"] if found["nbformat"] == 4 else read_notebook(path).cells
+        return [_cell(cell) for cell in cells]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise D3S2Error(f"{path} is no readable notebook: {error!r}") from error
+
+
+def _cell(cell: Any) -> Cell:
+    source = "".join(cell["source"])  # a string, or a list of lines
+    return Cell(cell["cell_type"] == "code", source, tuple(cell["metadata"].get("tags", ())))
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
     """Read a notebook file as format 4. Raises D3S2Error when it is none."""
+    import nbformat
+
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises many kinds
@@ -114,6 +138,8 @@ def publish(executed: Path, target: Path) -> None:
     cells count from 1. Raises D3S2Error for a notebook that failed or was not run to its end, and
     where the target has other cells: it was edited since, or the run is somebody else's.
     """
+    import nbformat
+
     notebook = read_notebook(executed)
     if any(output.output_type == "error" for cell in _code(notebook) for output in cell.outputs):
         raise D3S2Error(
@@ -178,6 +204,8 @@ def _shrink_pictures(notebook: nbformat.NotebookNode) -> None:
 
 def _smaller(picture: str) -> str:
     """A PNG, base64, in fewer colours; as it was where that does not help, and where it is none."""
+    from d3s2.plots.house_style import exact_colors, reduce_colors  # imports matplotlib
+
     small = io.BytesIO()
     try:
         whole = Image.open(io.BytesIO(base64.b64decode(picture)), formats=["PNG"])

@@ -118,11 +118,12 @@ def trained_flops(network: nn.Module, size: tuple[int, int]) -> float:
     return counted * math.prod(size) / math.prod(small)
 
 
-def moments_flops(classes: int, size: tuple[int, int], stride: int = 4) -> float:
-    """FLOPs of averaging one image's masks over the cells of the finest layer (our estimate: the
-    other layers together take half as much again).
+def moments_flops(classes: int, size: tuple[int, int], stride: int = 4, width: int = 64) -> float:
+    """FLOPs of the products of one image's shares of cells with the finest layer's features and
+    with their squares (our estimate: the other layers together take as much again).
     """
-    return 1.5 * 2.0 * classes * size[0] * size[1] * size[1] / stride
+    cells = size[0] * size[1] / stride**2
+    return 2.0 * 2.0 * 2.0 * classes * cells * width
 
 
 def flops(work: Callable[[], Any]) -> float:

@@ -25,8 +25,8 @@ from d3s2.data.dataset import IGNORE, SegmentationDataset
 from d3s2.data.tensors import read_images, read_masks
 
 MOST_PIXELS = 2**19
-"""Pixels of the images taken at once: 32 of 96 x 128, but 2 of 512 x 512, whose masks of 150
-classes take 0.3 GB an image while they are averaged over cells.
+"""Pixels of the images taken at once: 32 of 96 x 128, but 2 of 512 x 512, whose features and shares
+of 150 classes would fill the memory otherwise. A sum's last digits depend on it.
 """
 
 
@@ -52,11 +52,31 @@ def soft_masks(labels: Tensor, num_classes: int, size: tuple[int, int]) -> Tenso
         raise D3S2Error(
             f"label id {found} is outside the {num_classes} classes: map it to one, or to 255."
         )
+    pixels, cells = math.prod(labels.shape[1:]), math.prod(size)
+    area = pixels // cells
+    divides = labels.shape[1] % size[0] == 0 and labels.shape[2] % size[1] == 0
+    if divides and area.bit_count() == 1:  # shares of 1/2^k: what follows would give the same bits
+        return _counted(labels, num_classes, size) / area
     rows = _area_weights(labels.shape[1], size[0], labels.device)
     columns = _area_weights(labels.shape[2], size[1], labels.device)
     ids = torch.arange(num_classes, device=labels.device)[None, :, None, None]
     one_hot = (labels[:, None] == ids).to(rows.dtype)
     return torch.matmul(rows, torch.matmul(one_hot, columns.T))
+
+
+def _counted(labels: Tensor, num_classes: int, size: tuple[int, int]) -> Tensor:
+    """float32[B, C, h, w]: how many pixels of each class each cell has, of a size that divides
+    theirs. No mask of each class is made: 150 of 512 x 512 would take 157 MB an image.
+    """
+    (height, width), (h, w) = labels.shape[1:], size
+    row = torch.arange(height, device=labels.device) // (height // h)
+    column = torch.arange(width, device=labels.device) // (width // w)
+    members = labels.masked_fill(labels == IGNORE, num_classes)
+    places = (members * h + row[:, None]) * w + column
+    counts = torch.zeros(len(labels), (num_classes + 1) * h * w, device=labels.device)
+    ones = counts.new_ones(1).expand(len(labels), height * width)
+    counts.scatter_add_(1, places.flatten(1), ones)
+    return counts.view(-1, num_classes + 1, h, w)[:, :num_classes]
 
 
 def _area_weights(source: int, target: int, device: torch.device) -> Tensor:
@@ -107,10 +127,13 @@ class ClassMoments:
                 f"features have {found} channels but these statistics were begun with "
                 f"{self.channels}."
             )
+        weights: dict[tuple[int, int], Tensor] = {}
         for layer, feature in enumerate(features):
-            height, width = map(int, feature.shape[2:])
-            masks = soft_masks(labels.to(feature.device), self.num_classes, (height, width))
-            self._join(layer, *_batch_moments(feature.detach(), masks))
+            size = (int(feature.shape[2]), int(feature.shape[3]))
+            if size not in weights:
+                masks = soft_masks(labels.to(feature.device), self.num_classes, size)
+                weights[size] = masks.transpose(0, 1).reshape(self.num_classes, -1).double()
+            self._join(layer, *_batch_moments(feature.detach(), weights[size]))
 
     def merge(self, other: ClassMoments) -> None:
         """Add another shard's statistics to these, in place.
@@ -180,19 +203,20 @@ class ClassMoments:
         return moments
 
 
-def _batch_moments(feature: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_moments(feature: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(n [C], mean [C, D], m2 [C, D]) of one batch, float64 on the CPU; without area, any mean.
 
+    feature: float[B, D, h, w]; weights: float64[C, B * h * w], each class's share of each cell.
     Values are taken relative to the batch's first cell: squares of large common offsets would
-    otherwise cost digits, and constant features would not give exactly zero variance.
+    otherwise cost digits, and constant features would not give exactly zero variance. They are many
+    megabytes: each is written where the one before lay.
     """
-    values = feature.double().permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
-    weights = masks.double().permute(1, 0, 2, 3).reshape(masks.shape[1], -1)
+    values = feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1]).to(torch.float64, copy=True)
     origin = values[:1].clone()
-    values = values - origin
+    values -= origin
     n = weights.sum(1)
     mean = weights @ values / n.clamp(min=1e-300)[:, None]
-    m2 = (weights @ values.square() - n[:, None] * mean.square()).clamp(min=0)
+    m2 = (weights @ values.square_() - n[:, None] * mean.square()).clamp(min=0)
     return n.cpu(), (mean + origin).cpu(), m2.cpu()
 
 

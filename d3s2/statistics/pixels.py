@@ -98,10 +98,8 @@ def count_pixels(dataset: SegmentationDataset, progress: bool = True) -> PixelCo
 
 def _count(indices: Sequence[int], dataset: SegmentationDataset) -> PixelCounts:
     """The counts of the masks at these positions."""
-    histograms = [
-        np.bincount(dataset.read_labels(index).ravel(), minlength=256) for index in indices
-    ]
-    counts = sparse.csr_array(np.stack(histograms)[:, : dataset.num_classes].astype(np.int64))
+    histograms = np.stack([dataset.count_labels(index) for index in indices])
+    counts = sparse.csr_array(histograms[:, : dataset.num_classes])
     valid = np.asarray(counts.sum(axis=1)).ravel()
     return PixelCounts(counts, valid, tuple(dataset.ids[index] for index in indices))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,10 @@ LOSSLESS_MASKS |= {
 def test_masks_that_lose_nothing_are_read(data: SegmentationDataset, name: str) -> None:
     LOSSLESS_MASKS[name](data.label_paths[0])
     assert np.array_equal(data.read_labels(0), EXPECTED) and data.read_labels(0).dtype == np.uint8
+    for sized in (data, replace(data, size=(4, 5)), replace(data, size=(9, 20))):
+        counts = sized.count_labels(0)
+        assert counts.dtype == np.int64
+        assert counts.tolist() == np.bincount(sized.read_labels(0).ravel(), minlength=256).tolist()
 
 
 LOSSLESS_IMAGES = {
@@ -294,6 +300,8 @@ def test_masks_that_would_lose_are_refused(data: SegmentationDataset, found: str
     LOSSY_MASKS[found](data.label_paths[0])
     with pytest.raises(BadFile) as caught:
         data.read_labels(0)
+    with pytest.raises(BadFile, match=re.escape(str(caught.value))):
+        data.count_labels(0)
     assert (caught.value.kind, str(caught.value)) == (
         f"mask in pixel format {found}",
         f"mask {data.label_paths[0]} has pixel format {found}: save it as 8-bit ids (grey or "
@@ -349,6 +357,27 @@ def test_what_cannot_be_read_says_why(data: SegmentationDataset, words: str, wha
         (data.read_image if what == "image" else data.read_labels)(0)
     assert str(caught.value).startswith(words.format(f"{what} {path}"))
     assert caught.value.kind == (kind if kind == "gone" else f"{kind} {what}")
+
+
+@pytest.mark.parametrize("size", [None, (2, 2)])
+def test_counting_refuses_what_reading_refuses(
+    data: SegmentationDataset, size: tuple[int, int] | None
+) -> None:
+    """Ids that stand for nothing, of which a resized mask may have lost some, and another size."""
+    data = replace(data, size=size)
+    unknown, narrow = IDS.copy(), IDS[:, :-1]
+    unknown[0, :2] = (200, 201)
+    for wrong in (unknown, narrow):
+        Image.fromarray(wrong).save(data.label_paths[0])
+        with pytest.raises(BadFile) as reading:
+            data.read_labels(0)
+        with pytest.raises(BadFile) as counting:
+            data.count_labels(0)
+        found = [
+            (str(each.value), each.value.kind, each.value.unknown) for each in (reading, counting)
+        ]
+        assert found[0] == found[1]
+        assert reading.value.unknown == ({200: 1, 201: 1} if wrong is unknown else {})
 
 
 def test_equal_channels_are_ids_only_where_no_grey_says_otherwise(

@@ -53,9 +53,9 @@ def test_a_guided_step_is_its_parts() -> None:
 def test_the_guided_share_decides_an_image() -> None:
     parts = speed.Sampling(denoiser=10.0, decoder=3.0, proxy=1.0)
     few = ade20k(steps=10, window_start=0.2, window_end=0.5, checkpointing=0, guide_every=1)
-    assert estimate._image_flops(few, parts) == 10 * 20 + 3 * (2 * 3 + 2) + 3
+    assert estimate.image_flops(few, parts) == 10 * 20 + 3 * (2 * 3 + 2) + 3
     off = ade20k(steps=10, lambda_seg=0.0, lambda_feat=0.0, cfg_scale=1.0)
-    assert estimate._image_flops(off, parts) == 10 * 10 + 3
+    assert estimate.image_flops(off, parts) == 10 * 10 + 3
 
 
 def test_only_the_steps_that_are_run_and_guided_count() -> None:
@@ -69,7 +69,7 @@ def test_only_the_steps_that_are_run_and_guided_count() -> None:
         steps = [index for index in range(begin, 10) if how.steers(index, 10)]
         guided = sum(how.asks(index, 10, begin) for index in steps)
         expected = (10 - begin) * 20 + guided * (2 * 3 + 2) + 3
-        assert estimate._image_flops(settings, parts) == expected, (strength, every)
+        assert estimate.image_flops(settings, parts) == expected, (strength, every)
 
 
 def test_the_size_of_the_set_is_said() -> None:

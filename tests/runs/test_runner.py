@@ -28,7 +28,7 @@ from d3s2.data.scenes import scenes_classes
 from d3s2.plots.house_style import reduce_colors
 from d3s2.runs import config, runner
 from d3s2.runs import notebooks as published_notebooks
-from d3s2.runs.notebooks import publish, read_chapter, read_chapters
+from d3s2.runs.notebooks import publish, read_cells, read_chapter, read_chapters
 from d3s2.runs.runner import Plan
 from d3s2.runs.stages import verify
 
@@ -421,3 +421,43 @@ def test_what_a_cell_printed_is_published_in_one_piece(tmp_path: Path) -> None:
     publish(tmp_path / "00_a.ipynb", tmp_path / "out.ipynb")
     outputs = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs
     assert [output.get("text") for output in outputs] == ["a\nb\n", "c\n", None, "e\n"]
+
+
+# ------------------------------------------------------------------------------- notebooks as files
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").rglob("*.ipynb"))
+
+
+def test_cells_are_those_that_nbformat_reads(tmp_path: Path) -> None:
+    """Of all that are committed, and of a file of format 3."""
+    old = tmp_path / "old.ipynb"
+    nbformat.write(nbformat.convert(nbformat.read(NOTEBOOKS[0], 4), 3), old, version=3)
+    assert json.loads(old.read_text())["nbformat"] == 3
+    for path in [*NOTEBOOKS, old]:
+        theirs = nbformat.read(path, as_version=4).cells
+        assert [cell.source for cell in theirs] == [cell.source for cell in read_cells(path)]
+        assert [
+            (cell.cell_type == "code", tuple(cell.metadata.get("tags", ()))) for cell in theirs
+        ] == [(cell.is_code, cell.tags) for cell in read_cells(path)]
+    assert len(NOTEBOOKS) > 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"nbformat": 4}', '{"nbformat": 4, "cells": ["a"]}', '{"nbformat": 3}'],
+)
+def test_what_is_no_notebook_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "00_x.ipynb"
+    path.write_text(text)
+    with pytest.raises(D3S2Error, match=r"00_x\.ipynb is no readable notebook"):
+        read_chapter(path)
+
+
+def test_who_asks_what_is_done_waits_for_no_library_of_notebooks_or_figures() -> None:
+    code = (
+        "import sys\nfrom d3s2.core import places\nfrom d3s2.runs import runner\n"
+        "runner.read_chapters(places.notebooks_folder())\n"
+        "print([name for name in ('nbformat', 'jsonschema', 'papermill', 'matplotlib', 'torch') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

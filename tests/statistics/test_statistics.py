@@ -129,6 +129,29 @@ def test_soft_masks_are_area_averages(height: int, width: int, h: int, w: int, s
     torch.testing.assert_close(got.double().mean((0, 2, 3)), area, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(16, 24), (8, 24), (4, 3), (2, 6), (1, 3)])
+def test_shares_that_are_counted_have_the_bits_of_those_that_are_averaged(
+    size: tuple[int, int],
+) -> None:
+    """Of cells with 1, 2, 32, 32 and 128 pixels: every sum of such shares is exact."""
+    rng = np.random.default_rng(3)
+    labels = torch.from_numpy(rng.choice([0, 1, 2, 3, IGNORE], (3, 16, 24)))
+    one_hot = torch.stack([labels == c for c in range(4)], 1).float()
+    rows = features._area_weights(16, size[0], torch.device("cpu"))
+    columns = features._area_weights(24, size[1], torch.device("cpu"))
+    got = soft_masks(labels, 4, size)
+    assert got.is_contiguous() and torch.equal(got, rows @ (one_hot @ columns.T))
+
+
+def test_averages_alone_know_cells_that_divide_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six pixels a cell, or cells across pixels: shares that are no powers of two are averaged."""
+    counted = []
+    monkeypatch.setattr(features, "_counted", lambda *given: counted.append(given))
+    for size in ((2, 4), (3, 6), (4, 5)):
+        soft_masks(torch.zeros(1, 4, 12, dtype=torch.long), 2, size)
+    assert not counted
+
+
 def test_soft_masks_leave_ignore_out_and_refuse_foreign_ids() -> None:
     labels = torch.tensor([[[0, IGNORE], [1, IGNORE]]])
     assert soft_masks(labels, 2, (1, 1)).flatten().tolist() == [0.25, 0.25]
