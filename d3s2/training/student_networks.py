@@ -21,7 +21,7 @@ from torch import nn
 
 from d3s2.models.openmmlab import CONFIGS, MODELS
 from d3s2.training import mask2former
-from d3s2.training.students import StudentJob
+from d3s2.training.job import TrainingJob
 
 LRASPP = CONFIGS / "mobilenet_v3/mobilenet-v3-d8-scratch-s_lraspp_4xb4-320k_cityscapes-512x1024.py"
 UNET = CONFIGS / "unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64.py"
@@ -40,13 +40,13 @@ class PooledHead(MODELS.get("mmseg.LRASPPHead")):  # type: ignore[misc]
         self.image_pool[0] = nn.AdaptiveAvgPool2d(1)
 
 
-def build_config(job: StudentJob, checkpoint: Path | None = None) -> Config:
+def build_config(job: TrainingJob, student: str, checkpoint: Path | None = None) -> Config:
     """Chapter 04's configuration of this training, with the student in Mask2Former's place.
 
-    checkpoint: the file by which a broken training goes on.
+    student: a name of `students.STUDENTS`; checkpoint: the file by which a broken training goes on.
     """
     config = mask2former.build_config(job, checkpoint)
-    model = _NETWORKS[job.student]()
+    model = _NETWORKS[student]()
     model["data_preprocessor"] = config.model.data_preprocessor.to_dict()
     for head in (model["decode_head"], model.get("auxiliary_head")):
         if head is not None:
@@ -57,19 +57,19 @@ def build_config(job: StudentJob, checkpoint: Path | None = None) -> Config:
     return config
 
 
-def build_student(job: StudentJob) -> nn.Module:
-    """The network of a job with fresh weights, in eval mode."""
+def build_student(job: TrainingJob, student: str) -> nn.Module:
+    """A student for a job with fresh weights, in eval mode."""
     init_default_scope("mmseg")
-    return MODELS.build(build_config(job).model).eval()
+    return MODELS.build(build_config(job, student).model).eval()
 
 
-def build_runner(job: StudentJob, checkpoint: Path | None = None) -> Runner:
+def build_runner(job: TrainingJob, student: str, checkpoint: Path | None = None) -> Runner:
     """mmengine's Runner for a job. On the CPU it takes one thread: then the same job gives the same
     bytes.
     """
     if job.device == "cpu":
         torch.set_num_threads(1)
-    return Runner.from_cfg(build_config(job, checkpoint))
+    return Runner.from_cfg(build_config(job, student, checkpoint))
 
 
 def _lraspp() -> dict[str, Any]:

@@ -108,7 +108,8 @@ def train_student(job: StudentJob, key: str = "") -> TrainingResult:
     key = key or student_key(job)
     folder = Path(job.work_dir)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    runner = student_networks.build_runner(job, folder / "logs" / f"checkpoint-{key[:16]}.pt")
+    checkpoint = folder / "logs" / f"checkpoint-{key[:16]}.pt"
+    runner = student_networks.build_runner(job, job.student, checkpoint)
     runner.train()
     worker._write_files(folder, runner, worker._facts(job, key, runner), begun)
     return read_result(folder)

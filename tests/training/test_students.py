@@ -75,14 +75,14 @@ def test_a_key_follows_from_the_network_and_leaves_mask2formers_alone(data, tmp_
 def test_the_networks_are_the_shipped_ones_with_the_size_of_the_images(data, tmp_path):
     for name in STUDENTS:
         job = student(data, tmp_path, name, num_classes=20, size=(64, 64))
-        config = student_networks.build_config(job)
+        config = student_networks.build_config(job, name)
         ours = mask2former.build_config(make_job(data, tmp_path, num_classes=20, size=(64, 64)))
         assert {key: value for key, value in config.items() if key != "model"} == {
             key: value for key, value in ours.items() if key != "model"
         }
         assert config.model.data_preprocessor == ours.model.data_preprocessor
         assert "SyncBN" not in str(config.model) and not config.model.get("pretrained")
-        model = student_networks.build_student(job)
+        model = student_networks.build_student(job, name)
         kinds = {type(part).__module__.partition(".")[0] for part in model.modules()}
         assert kinds <= {"torch", "mmcv", "mmengine", "mmseg", "d3s2"}
         weights = sum(each.numel() for each in model.parameters())
@@ -93,7 +93,7 @@ def test_the_networks_are_the_shipped_ones_with_the_size_of_the_images(data, tmp
 
 
 def test_the_pooled_branch_of_lraspp_sees_the_whole_image(data, tmp_path):
-    head = student_networks.build_student(student(data, tmp_path, "lraspp")).decode_head
+    head = student_networks.build_student(make_job(data, tmp_path), "lraspp").decode_head
     values = torch.arange(12.0).reshape(1, 1, 3, 4)
     assert head.image_pool[0](values).flatten().tolist() == [5.5]
 
