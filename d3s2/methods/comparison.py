@@ -31,7 +31,9 @@ from d3s2.methods.photographs import Photographs
 from d3s2.methods.world import Shared, World
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.training.job import TrainingJob, TrainingResult
+from d3s2.training.on_cluster import train_spread
 from d3s2.training.side_by_side import train_all
+from d3s2.training.students import MASK2FORMER, network_of
 
 HEADER = (
     "method",
@@ -93,7 +95,8 @@ class Contest:
 
     template: a training on any set, to which data, name and seed are given; known: all methods by
     name, for those that build on another's set; judge: a segmenter that guides nobody, or None;
-    parallel: trainings side by side, 0 = one a core.
+    parallel: trainings side by side, 0 = one a core; scheduler: where they run instead, "local" or
+    the address of a Dask cluster.
     """
 
     shared: Shared
@@ -101,6 +104,7 @@ class Contest:
     known: Mapping[str, Method]
     judge: ProxySegmenter | None = None
     parallel: int = 0
+    scheduler: str = ""
 
     def world(self, method: Method, budget: int, number: int) -> World:
         """The world of a distillation, with the sets that the method builds on distilled first.
@@ -143,7 +147,8 @@ class Contest:
 
     def job(self, method: Method, seed: int, folder: Path) -> TrainingJob:
         """The training on a set with one seed."""
-        place = f"{folder.name}-trained-{seed}"
+        network = network_of(self.template)
+        place = f"{folder.name}-{'trained' if network == MASK2FORMER else network}-{seed}"
         return replace(
             self.template,
             name=f"{method.name} {seed}",
@@ -155,6 +160,12 @@ class Contest:
             seed=seed,
         )
 
+    def trained(self, jobs: Sequence[TrainingJob]) -> list[TrainingResult]:
+        """The results of these trainings, side by side or on the cluster."""
+        if self.scheduler:
+            return train_spread(jobs, self.scheduler)
+        return train_all(jobs, self.parallel)
+
 
 def measure(
     contest: Contest, out: Path, plan: Series, command: Command | None = None
@@ -165,13 +176,7 @@ def measure(
 
     Raises D3S2Error for an `out` that was measured in another way.
     """
-    facts = {
-        "iterations": contest.template.iterations,
-        "batch_size": contest.template.batch_size,
-        "judged_images": len(contest.template.val_ids or ()),
-        "distillations": plan.distillations or "one a seed",
-        "split": contest.template.val_split,
-    }
+    facts = _facts(contest, plan)
     rows = earlier(out, facts)
     with Steps("trainings", plan.count) as steps:
         for seed in plan.seeds:
@@ -182,6 +187,21 @@ def measure(
     return rows
 
 
+def _facts(contest: Contest, plan: Series) -> dict[str, object]:
+    """How a file is measured, all rows of it alike; a network other than Mask2Former has a file of
+    its own.
+    """
+    facts = {
+        "iterations": contest.template.iterations,
+        "batch_size": contest.template.batch_size,
+        "judged_images": len(contest.template.val_ids or ()),
+        "distillations": plan.distillations or "one a seed",
+        "split": contest.template.val_split,
+    }
+    network = network_of(contest.template)
+    return facts if network == MASK2FORMER else facts | {"network": network}
+
+
 def _measure_seed(
     contest: Contest, plan: Series, budget: int, seed: int
 ) -> dict[Place, list[object]]:
@@ -189,7 +209,7 @@ def _measure_seed(
     number = plan.number(seed)
     folders = {method.name: contest.folder(method, budget, number) for method in plan.methods}
     jobs = [contest.job(method, seed, folders[method.name]) for method in plan.methods]
-    results = train_all(jobs, contest.parallel)
+    results = contest.trained(jobs)
     return {
         (method.name, budget, seed): _row(
             contest, method, (budget, seed, number), folders[method.name], result
@@ -255,12 +275,13 @@ def earlier(out: Path, facts: Mapping[str, object]) -> dict[Place, list[object]]
     """
     if not out.is_file():
         return {}
-    before = read_json(out.with_suffix(".json"))
-    other = [name for name, value in facts.items() if before.get(name) != value]
+    before = {"network": MASK2FORMER} | read_json(out.with_suffix(".json"))
+    now = {"network": MASK2FORMER} | dict(facts)
+    other = [name for name, value in now.items() if before.get(name) != value]
     if other:
         raise D3S2Error(
             f"{out} was measured with {other[0]} {before.get(other[0])}, now it is "
-            f"{facts[other[0]]}: give another file with --out, or delete this one to begin anew."
+            f"{now[other[0]]}: give another file with --out, or delete this one to begin anew."
         )
     with open(out, newline="", encoding="utf-8") as stream:
         kept = list(csv.DictReader(stream))
@@ -303,4 +324,6 @@ def _whole(
         words += ["--distillations", str(facts["distillations"])]
     if facts["split"] != "val":
         words += ["--split", str(facts["split"])]
+    if "network" in facts:
+        words += ["--networks", str(facts["network"])]
     return f"{command.begins} {shlex.join([*words, command.methods, *names])}"

@@ -6,8 +6,10 @@ and networks, budget and seed. What is finished is only read; what changed lies 
 
 from __future__ import annotations
 
+import errno
 import inspect
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -18,8 +20,9 @@ from torch import nn
 
 from d3s2.core import machine
 from d3s2.core.code_version import code_version, is_module
+from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, read_json, write_json
-from d3s2.data.folder import open_folder
+from d3s2.data.folder import open_folder, read_classes
 from d3s2.methods.method import Method, check_method
 from d3s2.methods.world import World
 
@@ -47,8 +50,8 @@ def distil(method: Method, world: World) -> Path:
     """The folder of a method's set, made or completed where it is not there.
 
     `world` is of the budget and the seed; it holds the set that the method builds on. Raises
-    D3S2Error for a method without the members of `Method`, and for whatever it takes without
-    declaring it.
+    D3S2Error for a method without the members of `Method`, for whatever it takes without declaring
+    it, and for one that fails: what it had finished is kept.
     """
     check_method(method)
     seen = world.seen_by(method.name, method.uses)
@@ -58,7 +61,7 @@ def distil(method: Method, world: World) -> Path:
     before = len(list(folder.glob("records/*.json")))
     machine.forget_peak_memory()
     began, for_all = time.perf_counter(), world.shared.spent
-    with _counted(world, method) as evaluations:
+    with _counted(world, method) as evaluations, _explained(method, folder):
         method.write(seen, folder)
     seconds = time.perf_counter() - began - (world.shared.spent - for_all)
     made = open_folder(folder, "train")
@@ -167,6 +170,39 @@ def _counted(world: World, method: Method) -> Iterator[list[int]]:
         hook.remove()
 
 
+@contextmanager
+def _explained(method: Method, folder: Path) -> Iterator[None]:
+    """Make one sentence of whatever a method's own code, or a hook of it, raises."""
+    try:
+        yield
+    except D3S2Error:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        words = (str(error).strip().splitlines() or [""])[0]
+        raise D3S2Error(
+            f"{method.name} failed in {Path(place.filename).name}, line {place.lineno} "
+            f"({type(error).__name__}{': ' if words else ''}{words}): mend it, then run the same "
+            f"again; what is finished of its set is kept in {folder}."
+        ) from error
+
+
 def with_set(world: World, name: str, folder: Path) -> World:
-    """The world in which this method's set is there."""
+    """The world in which this method's set is there.
+
+    Raises D3S2Error for a set of other classes than the data's.
+    """
+    listed = folder / "classes.csv"
+    train = world.shared.train
+    if listed.is_file() and (found := read_classes(listed)[0]) != tuple(train.classes):
+        pairs = zip(found, train.classes, strict=False)
+        place = next((number for number, (a, b) in enumerate(pairs) if a != b), "")
+        first = f", the first that differs is number {place}" if place != "" else ""
+        raise D3S2Error(
+            f"the set of {name!r} in {folder} has {len(found)} classes that are not the "
+            f"{len(train.classes)} of {train.name}{first}: take one that was distilled from these "
+            "data."
+        )
     return replace(world, sets={**world.sets, name: folder})

@@ -12,6 +12,7 @@ from d3s2.plots.charts import (
     gains_curve,
     lines,
 )
+from d3s2.plots.comparison_charts import budget_curves, third_bars
 from d3s2.plots.house_style import (
     DPI,
     GRID,
@@ -54,6 +55,7 @@ __all__ = [
     "SERIES",
     "SOFT",
     "Picture",
+    "budget_curves",
     "busiest",
     "change_map",
     "class_bars",
@@ -84,4 +86,5 @@ __all__ = [
     "series_color",
     "show_pairs",
     "style",
+    "third_bars",
 ]

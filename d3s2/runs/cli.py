@@ -163,11 +163,19 @@ def _add_compare(commands: Any) -> None:
     option("--budgets", default="", metavar="B,B", help="default: the parameter budget")
     option("--seeds", type=int, default=3, help="distillations of each, each trained on")
     option("--seeds-from", type=int, default=0, help="the first seed")
+    option("--images-per-mask", type=int, default=1, metavar="M", help="of the methods that paint")
+    option(
+        "--networks",
+        default="mask2former",
+        metavar="N,N",
+        help="trained on every set: mask2former, lraspp, unet; each has a CSV of its own",
+    )
     option("--distillations", type=int, default=0, help="sets that the seeds share; 0 = one each")
     option("--split", choices=("val", "test"), default="val", help="what trainings are judged on")
     option("--work", type=Path, help="folder of sets and trainings; default: <run>/compare")
     option("--out", type=Path, help="the CSV to write; default: <work>/comparison.csv")
     option("--show", action="store_true", help="measure nothing, print what --out holds")
+    _add_scheduler(compare)
     compare.set_defaults(command=_compare)
 
 
@@ -284,6 +292,10 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notebooks", type=Path, help="another folder of notebooks NN_name.ipynb")
+    _add_scheduler(parser)
+
+
+def _add_scheduler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheduler",
         default="",
@@ -438,7 +450,6 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from d3s2.methods.comparison import Command
     from d3s2.methods.table import METHODS
     from d3s2.runs import contest
 
@@ -446,23 +457,35 @@ def _compare(options: argparse.Namespace) -> int:
         for name, method in METHODS.items():
             print(f"{name:22s} {method.says}")
         return 0
-    settings = config.resolve(parameters(options), remember=False)
+    names = {"threads": 1} if options.scheduler else {}
+    settings = config.resolve(names | parameters(options), remember=False)
     work = options.work or Path(settings.run_dir) / "compare"
     out = options.out or work / "comparison.csv"
     if not options.show:
-        seeds = range(options.seeds_from, options.seeds_from + options.seeds)
-        budgets = [budget_of(each) for each in options.budgets.split(",") if each]
-        contest.compare(
-            contest.open_contest(settings, work, options.split),
-            out,
-            options.methods or list(METHODS),
-            budgets or [settings.budget],
-            seeds,
-            options.distillations,
-            Command(f"d3s2 compare --profile {settings.profile}"),
-        )
+        _measure(options, settings, work, out)
     print(printable(contest.report(out)))
     return 0
+
+
+def _measure(options: argparse.Namespace, settings: Any, work: Path, out: Path) -> None:
+    """Measure what `compare` was asked for; what would stop it later stops it here."""
+    from d3s2.methods.comparison import Command
+    from d3s2.runs import contest, refusals
+
+    rows = contest.rows_of(options.methods or [], options.images_per_mask)
+    networks = contest.networks_of(options.networks)
+    budgets = [budget_of(each) for each in options.budgets.split(",") if each]
+    refusals.refuse_early(settings)
+    contest.compare(
+        contest.open_contest(settings, work, options.split, options.scheduler),
+        out,
+        rows,
+        budgets or [settings.budget],
+        range(options.seeds_from, options.seeds_from + options.seeds),
+        options.distillations,
+        Command(f"d3s2 compare --profile {settings.profile}"),
+        networks,
+    )
 
 
 def budget_of(text: str) -> float | int:

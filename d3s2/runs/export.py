@@ -172,7 +172,8 @@ def _configuration(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise D3S2Error(
-            f"{path} is missing (a training of an earlier version of d3s2): train it again."
+            f"{path} is missing: a training of an earlier version of d3s2, which is to be made "
+            "again, or one of another network than Mask2Former, which cannot be exported."
         )
     found = read_json(path)
     try:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from d3s2.core.errors import D3S2Error
 from d3s2.core.processes import PARENT
-from d3s2.training import worker
+from d3s2.training import students
 
 POLL_SECONDS = 0.05
 COMMON = ("d3s2.training.mask2former",)
@@ -94,7 +94,7 @@ class Forks:
         return self._process.pid
 
     def start(self, arguments: Sequence[str], log: Path) -> Forked:
-        """A training with these arguments of `worker.main`, logged there; waits for the imports.
+        """A training with these arguments of `students.main`, logged there; waits for the imports.
 
         Raises D3S2Error where the nursery has ended.
         """
@@ -186,7 +186,7 @@ def _fork(log: str, arguments: Sequence[str]) -> int:
     try:
         _take_over(log)
         os.environ[PARENT] = str(parent)
-        code = worker.main(arguments)
+        code = students.main(arguments)
     except BaseException:  # noqa: BLE001 - nothing may leave but an exit code
         traceback.print_exc()
     finally:

@@ -35,6 +35,7 @@ from d3s2.training.job import (
     write_job,
 )
 from d3s2.training.reuse import still_to_train
+from d3s2.training.students import StudentJob, student_key
 from d3s2.training.watch import Watch
 
 POLL_SECONDS = 0.2
@@ -68,7 +69,7 @@ def train_all(
         raise D3S2Error("two trainings share a work_dir: give each one its own.")
     for job in jobs:
         check_job(job)
-    keys = [job_key(job) for job in jobs] if keys is None else keys
+    keys = [_key(job) for job in jobs] if keys is None else keys
     waiting = still_to_train(jobs, keys, reuse)
     waiting = [replace(job, out_of_memory=out_of_memory) for job in waiting]
     say = progress or _silence
@@ -87,6 +88,11 @@ def train_all(
     finally:
         pool.stop()
     return [read_result(folder) for folder in folders]
+
+
+def _key(job: TrainingJob) -> str:
+    """What decides a job's result."""
+    return student_key(job) if isinstance(job, StudentJob) else job_key(job)
 
 
 def _silence(line: str) -> None:
@@ -185,7 +191,7 @@ class _Pool:
 
 class _Training:
     """A training in another process, logged in train.log: forked from the nursery, or, without one,
-    `python -m d3s2.training.worker <job.json> <core> <key>`.
+    `python -m d3s2.training.worker <job.json> <core> <key>`, of a student `d3s2.training.students`.
     """
 
     def __init__(self, job: TrainingJob, core: int, key: str, nursery: Forks | None = None) -> None:
@@ -266,9 +272,10 @@ def _is_forked(job: TrainingJob) -> bool:
 
 def _start(job: TrainingJob, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """A training in a process that begins with nothing."""
+    command = _command("d3s2.training.students") if isinstance(job, StudentJob) else _command()
     with open(log, "wb") as file:  # the process keeps its own end of it
         return subprocess.Popen(
-            [*_command(), *arguments],
+            [*command, *arguments],
             env=_environment(job),
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -276,9 +283,9 @@ def _start(job: TrainingJob, arguments: Sequence[str], log: Path) -> subprocess.
         )
 
 
-def _command() -> list[str]:
+def _command(module: str = "d3s2.training.worker") -> list[str]:
     """What a training is started with, before its job and its core."""
-    return [sys.executable, "-P", "-m", "d3s2.training.worker"]
+    return [sys.executable, "-P", "-m", module]
 
 
 def _environment(job: TrainingJob) -> dict[str, str]:

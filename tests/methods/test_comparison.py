@@ -31,6 +31,7 @@ from d3s2.methods.intervals import read_measurement
 from d3s2.methods.painted import Painted, greedy_masks
 from d3s2.methods.photographs import Photographs, random_masks
 from d3s2.training.job import TrainingJob, TrainingResult
+from d3s2.training.students import with_network
 
 RANDOM = Photographs("random", random_masks)
 BALANCED = Photographs("balanced", greedy_masks, varies=False)
@@ -217,6 +218,78 @@ def test_another_split_and_no_judge(contest, quick, tmp_path):
     assert earlier(out, {"split": "train"})["random", 4, 0][0] == "random"
     with pytest.raises(D3S2Error, match="measured with split train, now it is test"):
         earlier(out, {"split": "test"})
+
+
+def test_another_network_has_folders_and_a_file_of_its_own(contest, quick, tmp_path):
+    out, other = tmp_path / "out.csv", tmp_path / "out-unet.csv"
+    command = Command("d3s2 compare")
+    measure(contest, out, Series([RANDOM], [4], [0]), command)
+    unet = replace(contest, template=with_network(contest.template, "unet"))
+    measure(unet, other, Series([RANDOM], [4], [0]), command)
+    (first,), (second,) = quick
+    assert second.student == "unet" and first.train_root == second.train_root
+    assert Path(first.work_dir).name == Path(second.work_dir).name.replace("-unet-", "-trained-")
+    assert len(list((contest.shared.work / "sets").iterdir())) == 1  # distilled once
+    assert list(rows_of(out)[0]) == list(rows_of(other)[0]) == list(HEADER)
+    facts = [json.loads(path.with_suffix(".json").read_text()) for path in (out, other)]
+    assert "network" not in facts[0] and facts[1]["network"] == "unet"
+    assert facts[1]["command"].endswith("--networks unet --methods random")
+    with pytest.raises(D3S2Error, match="measured with network mask2former, now it is unet"):
+        measure(unet, out, Series([RANDOM], [4], [1]))
+    with pytest.raises(D3S2Error, match="measured with network unet, now it is mask2former"):
+        measure(contest, other, Series([RANDOM], [4], [1]))
+
+
+def test_a_file_of_before_there_were_other_networks_gets_more_rows(contest, quick, tmp_path):
+    out = tmp_path / "out.csv"
+    line = "random,4,0,0,4,41.5,50.0,40.0,30.0,0.9,,,900,30,train"
+    out.write_text(",".join(HEADER) + f"\n{line}\n")
+    facts = {"iterations": 2, "batch_size": 2, "judged_images": 3}
+    facts |= {"command": "d3s2 compare", "distillations": "one a seed", "split": "train"}
+    out.with_suffix(".json").write_text(json.dumps(facts))
+    measure(contest, out, Series([RANDOM], [4], [1]))
+    lines = out.read_text().splitlines()
+    assert lines[1] == line and lines[2].startswith("random,4,1,1,4,9.0,")
+
+
+def test_on_a_cluster_trainings_are_its_tasks(contest, tmp_path, monkeypatch):
+    asked = []
+
+    def spread(jobs, scheduler):
+        asked.append((len(jobs), scheduler))
+        return [result_of(job) for job in jobs]
+
+    monkeypatch.setattr(comparison, "train_spread", spread)
+    measure(replace(contest, scheduler="local"), tmp_path / "o.csv", Series([RANDOM], [4], [0]))
+    assert asked == [(1, "local")] and len(rows_of(tmp_path / "o.csv")) == 1
+
+
+class Hasty(Painted):
+    """A method whose code fails at the second seed."""
+
+    def write(self, world, folder):
+        if world.seed:
+            raise KeyError("colour")
+        super().write(world, folder)
+
+
+def test_a_method_that_fails_loses_nothing_finished(contest, quick, tmp_path):
+    out = tmp_path / "out.csv"
+    hasty = Hasty("hasty", "", Recipe(steps=5))
+    with pytest.raises(D3S2Error, match=r"hasty failed in test_comparison.py, line \d+ \(KeyError"):
+        measure(contest, out, Series([RANDOM, hasty, PLAIN], [4], [0, 1]))
+    assert [(row["method"], row["seed"]) for row in rows_of(out)] == [
+        ("random", "0"),
+        ("plain", "0"),
+        ("hasty", "0"),
+    ]
+    finished = (contest.shared.work / "sets").glob("*/bill.json")
+    assert {path.parent.name[:-9] for path in finished} == {
+        "random-4-0",
+        "hasty-4-0",
+        "plain-4-0",
+        "random-4-1",
+    }
 
 
 @pytest.mark.notebooks  # it trains

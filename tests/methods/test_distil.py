@@ -183,3 +183,54 @@ def test_order_counts_in_a_list_and_not_in_a_set():
     assert described([1, 2]) != described([2, 1])
     assert described(frozenset("abc")) == described(frozenset("cba"))
     assert described({"a": 1}) != described({"a": 2})
+
+
+class Broken(ByExamples):
+    """Fails at its third unit."""
+
+    name = "broken"
+
+    def __init__(self, error):
+        self.error = error
+
+    def select(self, world):
+        return np.arange(world.budget)
+
+    def make(self, world, unit):
+        index = int(unit[0])
+        if index == 2:
+            raise self.error
+        image, labels = world.train.read_image(index), world.train.read_labels(index)
+        return [Example(world.train.ids[index], image, labels.astype(np.uint8), {})]
+
+
+def test_what_a_method_raises_is_a_sentence_and_what_it_made_is_kept(own):
+    with pytest.raises(D3S2Error) as raised:
+        distil(Broken(ZeroDivisionError("no images\nat all")), own)
+    words = str(raised.value)
+    assert "broken failed in test_distil.py, line " in words and "\n" not in words
+    assert "(ZeroDivisionError: no images)" in words and "run the same again" in words
+    assert len(list(own.shared.work.glob("sets/broken-*/train/images/*.png"))) == 2
+    assert not list(own.shared.work.glob("sets/broken-*/bill.json"))
+    with pytest.raises(D3S2Error, match=r"\(AssertionError\)"):
+        distil(Broken(AssertionError()), own)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "full"), D3S2Error("known")])
+def test_what_others_understand_goes_on_as_it_is(own, error):
+    with pytest.raises(type(error)) as raised:
+        distil(Broken(error), own)
+    assert raised.value is error
+
+
+def test_a_first_set_of_other_classes_is_refused(own, tmp_path):
+    first = distil(CHOSEN, own)
+    assert with_set(own, "chosen", first).sets["chosen"] == first
+    listed = first / "classes.csv"
+    listed.write_text(listed.read_text().replace(",road,", ",motorway,"))
+    with pytest.raises(D3S2Error, match=r"the set of 'chosen' in .* has 20 classes that are not"):
+        with_set(own, "chosen", first)
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join(lines[:4]) + "\n")
+    with pytest.raises(D3S2Error, match="has 3 classes that are not the 20 of"):
+        with_set(own, "chosen", first)

@@ -20,7 +20,7 @@ from d3s2.training.forking import LOST, Forked, Forks
 PLAIN = """
 import os, sys, time
 from d3s2.core.processes import end_with_parent
-from d3s2.training import forking, worker
+from d3s2.training import forking, students
 
 def main(arguments):
     end_with_parent()
@@ -33,7 +33,7 @@ def main(arguments):
         time.sleep(600)
     return int(arguments[1])
 
-worker.main = main
+students.main = main
 forking.COMMON = ("no.such.module",)
 sys.exit(forking.main())
 """
