@@ -154,7 +154,7 @@ def test_a_process_tells_the_two_kinds_of_jobs_apart(data, tmp_path, monkeypatch
 @pytest.mark.processes
 def test_of_one_class_everything_is_that_class(data, tmp_path):
     one = write_splits(tmp_path / "data")
-    (one / "classes.csv").write_text("train_id,name,red,green,blue\n0,all,9,9,9\n")
+    (one / "classes.csv").write_text("id,name,red,green,blue\n0,all,9,9,9\n")
     from PIL import Image
 
     for path in one.glob("*/labels/*.png"):
