@@ -40,6 +40,7 @@ from d3s2.models.custom import files_of, open_custom
 from d3s2.models.diffusion_parts import DiffusionOptions
 from d3s2.models.load import load_generator, load_proxy
 from d3s2.runs import cli, config
+from d3s2.runs.contest import REFERENCE
 from d3s2.runs.export import export_training
 from d3s2.runs.parameters import FIELDS, parse
 from d3s2.runs.profiles import PROFILES
@@ -484,6 +485,19 @@ def test_prose_claims_what_has_a_star_and_nothing_else() -> None:
     prose = " ".join(README.text.split())
     assert ("a star is claimed. Selecting is; what guiding adds" in prose) == selecting
     assert ("waits for more seeds" in prose) != guiding
+
+
+def test_the_row_that_is_said_to_be_highest_is_so() -> None:
+    found = intervals.read_measurement(REFERENCE, "d3s2 compare", 40).scores
+    assert f"Of the {len(found)} rows of `d3s2 compare`" in README.text
+    assert set(found) == set(methods_table.METHODS)
+    highest = max(found, key=lambda name: np.mean(list(found[name].values())))
+    assert f"{highest} has the highest mean" in README.text
+    spoken_of = {name: len(values) for name, values in found.items() if len(values) != 3}
+    five = ("random", "balanced", "unguided", "d3s2")
+    assert spoken_of == dict.fromkeys(five, 5)
+    said = document(ROOT / "docs" / "methods.md").text
+    assert ", ".join(f"`{name}`" for name in five[:3]) + " and `d3s2` have five" in said
 
 
 def test_the_citation_is_one() -> None:
