@@ -32,7 +32,7 @@ NAMES = [
     "00_start_here",
     "01_data_statistics",
     "02_mask_selection",
-    *(["03_guided_sampling", "04_train_mask2former"] if THOROUGH else []),
+    *(["03_guided_sampling", "04_train_mask2former", "05_compare_methods"] if THOROUGH else []),
 ]
 pytestmark = [
     pytest.mark.notebooks,
