@@ -28,11 +28,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 THOROUGH = bool(os.environ.get("D3S2_THOROUGH"))
+LONGER = [
+    "03_guided_sampling",
+    "04_train_mask2former",
+    "05_compare_methods",
+    "A1_what_pays",
+    "A2_runs_and_stages",
+    "B1_unidd",
+    "B2_diver",
+    "B3_sfm",
+    "B4_edits",
+]
 NAMES = [
     "00_start_here",
     "01_data_statistics",
     "02_mask_selection",
-    *(["03_guided_sampling", "04_train_mask2former", "05_compare_methods"] if THOROUGH else []),
+    *(LONGER if THOROUGH else []),
 ]
 pytestmark = [
     pytest.mark.notebooks,
