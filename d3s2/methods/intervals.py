@@ -248,9 +248,9 @@ def table(
     ]
     shown = list(found.scores if rows is None else rows)
     for name in [name for name in found.scores if name in shown]:
-        cells = [_cell(columns[reference].get(name)) for reference in references]
+        cells = [cell(columns[reference].get(name)) for reference in references]
         lines.append(
-            f"| {name} | {_count(found, name)} | {_spread(found, name)} | "
+            f"| {name} | {_count(found, name)} | {spread(found, name)} | "
             + " | ".join(cells)
             + " |"
         )
@@ -260,7 +260,8 @@ def table(
     return "\n".join(lines) + "\n"
 
 
-def _cell(one: Compared | None) -> str:
+def cell(one: Compared | None) -> str:
+    """A difference with its star, if it has one; "" where nothing was compared."""
     if one is None:
         return ""
     return f"{one.difference}{' *' if one.is_clear else ''}"
@@ -274,7 +275,8 @@ def _count(found: Measurement, arm: str) -> str:
     return text if trainings == units else f"{text}, {trainings} trainings"
 
 
-def _spread(found: Measurement, arm: str) -> str:
+def spread(found: Measurement, arm: str) -> str:
+    """Mean and deviation over the units of an arm."""
     means = found.means(arm)
     deviation = f" ± {np.std(means, ddof=1):.1f}" if len(means) > 1 else ""
     return f"{np.mean(means):.1f}{deviation}"

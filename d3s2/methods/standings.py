@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from d3s2.core.errors import D3S2Error
-from d3s2.methods.intervals import Measurement, read_measurement
+from d3s2.methods.intervals import Measurement, cell, read_measurement, spread
 from d3s2.training.students import MASK2FORMER, NETWORK_NAMES
 
 COMMAND = "d3s2 compare"
@@ -133,9 +133,8 @@ def across_networks(out: Path, budget: int, against: str = "random") -> str:
     for method in methods:
         cells = []
         for network, each in found.items():
-            one = columns[network].get(method)
-            star = " *" if one is not None and one.is_clear else ""
-            cells += [_spread(each, method), "" if one is None else f"{one.difference}{star}"]
+            known = method in each.scores
+            cells += [spread(each, method) if known else "", cell(columns[network].get(method))]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     lines += ["", "The same sets under other networks. *: clear after Holm, within a column."]
     return "\n".join(lines) + "\n"
@@ -149,12 +148,3 @@ def _measurements(out: Path, budget: int) -> Mapping[str, Measurement]:
         for network, path in files.items()
         if any(int(row["budget"]) == budget for row in _rows(path, "budget"))
     }
-
-
-def _spread(found: Measurement, method: str) -> str:
-    """Mean and deviation over the units; "" for a method that was not measured."""
-    if method not in found.scores:
-        return ""
-    means = found.means(method)
-    deviation = f" ± {np.std(means, ddof=1):.1f}" if len(means) > 1 else ""
-    return f"{np.mean(means):.1f}{deviation}"
