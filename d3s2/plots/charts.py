@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib import ticker
@@ -75,7 +75,7 @@ def lines(
     for (name, values), color, dash in zip(curves.items(), ORDERED, dashes, strict=False):
         cell.plot(x, values, color=color, linestyle=dash, label=name)
     if curves:
-        _legend_beside(figure)
+        legend_beside(figure)
     return figure
 
 
@@ -103,14 +103,13 @@ def class_bars(values: Mapping[str, np.ndarray], names: Sequence[str], ylabel: s
     cell = style(axes[0, 0], ylabel=ylabel)
     cell.grid(axis="x", visible=False)
     width = 0.84 / len(values)
-    taken = {SERIES[name] for name in values if name in SERIES}
-    spare = itertools.cycle(color for color in ORDERED if color not in taken)
-    for number, (name, heights) in enumerate(values.items()):
+    for number, ((name, heights), color) in enumerate(
+        zip(values.items(), distinct_colors(values), strict=False)
+    ):
         place = np.arange(len(order)) + (number - (len(values) - 1) / 2) * width
-        color = SERIES.get(name) or next(spare)
         cell.bar(place, np.asarray(heights)[order], width, color=color, label=name)
     cell.set_xticks(range(len(order)), [names[c] for c in order], rotation=90, fontsize=8)
-    _legend_beside(figure)
+    legend_beside(figure)
     return figure
 
 
@@ -130,7 +129,7 @@ def coverage_curves(
                 cell.fill_between(
                     budgets, rows.min(0), rows.max(0), color=color, alpha=0.2, linewidth=0
                 )
-    _legend_beside(figure, axes[0, 0])
+    legend_beside(figure, axes[0, 0])
     return figure
 
 
@@ -160,7 +159,18 @@ def distance_map(distances: np.ndarray, names: Sequence[str], title: str = "") -
     return figure
 
 
-def _legend_beside(figure: Figure, of: Axes | None = None) -> None:
+def distinct_colors(names: Iterable[str]) -> Iterator[str]:
+    """A colour for each name: its own in every chapter, else one that no other here has, as long as
+    there are such.
+    """
+    names = list(names)
+    taken = {SERIES[name] for name in names if name in SERIES}
+    spare = itertools.cycle(color for color in ORDERED if color not in taken)
+    for name in names:
+        yield SERIES.get(name) or next(spare)
+
+
+def legend_beside(figure: Figure, of: Axes | None = None) -> None:
     """The legend of an axes (the first) at the right of everything, where it covers nothing."""
     handles, names = (of or figure.axes[0]).get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)

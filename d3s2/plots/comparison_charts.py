@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from d3s2.plots.charts import ORDERED
-from d3s2.plots.house_style import INK, SERIES, new_figure, style
+from d3s2.plots.charts import distinct_colors, legend_beside
+from d3s2.plots.house_style import INK, new_figure, style
 
 APART = 0.02
 """Of the axis of budgets, in decades: how far methods stand apart, so that no range hides one."""
@@ -30,7 +30,9 @@ def budget_curves(
     cell = style(axes[0, 0], "masks (log scale)", ylabel)
     cell.set_xscale("log")
     middle = (len(scores) - 1) / 2
-    looks = zip(_colors(scores), itertools.cycle(DASHES), itertools.cycle(MARKS), strict=False)
+    looks = zip(
+        distinct_colors(scores), itertools.cycle(DASHES), itertools.cycle(MARKS), strict=False
+    )
     for number, ((name, of_method), (color, dash, mark)) in enumerate(
         zip(scores.items(), looks, strict=False)
     ):
@@ -42,7 +44,7 @@ def budget_curves(
         lowest, highest = [each.min() for each in values], [each.max() for each in values]
         cell.vlines(places, lowest, highest, color=color, linewidth=1.2, alpha=0.7)
     _mark_budgets(cell, itertools.chain.from_iterable(scores.values()))
-    _legend(figure, cell)
+    legend_beside(figure)
     return figure
 
 
@@ -59,7 +61,7 @@ def third_bars(
     parts = list(next(iter(scores.values()), {}))
     width = 0.84 / max(len(scores), 1)
     for number, ((name, of_method), color) in enumerate(
-        zip(scores.items(), _colors(scores), strict=False)
+        zip(scores.items(), distinct_colors(scores), strict=False)
     ):
         places = np.arange(len(parts)) + (number - (len(scores) - 1) / 2) * width
         values = [np.asarray(of_method[part], dtype=float) for part in parts]
@@ -67,19 +69,8 @@ def third_bars(
         lowest, highest = [each.min() for each in values], [each.max() for each in values]
         cell.vlines(places, lowest, highest, color=INK, linewidth=1)
     cell.set_xticks(range(len(parts)), parts, fontsize=9)
-    _legend(figure, cell)
+    legend_beside(figure)
     return figure
-
-
-def _colors(names: Iterable[str]) -> Iterator[str]:
-    """A colour for each method: its own in every chapter, else one that no other here has, as long
-    as there are such.
-    """
-    names = list(names)
-    taken = {SERIES[name] for name in names if name in SERIES}
-    spare = itertools.cycle(color for color in ORDERED if color not in taken)
-    for name in names:
-        yield SERIES.get(name) or next(spare)
 
 
 def _mark_budgets(cell: Axes, budgets: Iterable[int]) -> None:
@@ -87,9 +78,3 @@ def _mark_budgets(cell: Axes, budgets: Iterable[int]) -> None:
     measured = sorted(set(budgets))
     cell.set_xticks(measured, [f"{budget:,}" for budget in measured])
     cell.minorticks_off()
-
-
-def _legend(figure: Figure, cell: Axes) -> None:
-    """The names at the right, where they cover nothing."""
-    handles, names = cell.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)
