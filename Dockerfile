@@ -14,14 +14,15 @@ RUN apt-get update; \
     python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 
-# Only what decides the installed versions comes before the long step. It then drops what nothing here imports: mmdet's image
-# corruptions with all they ask for (an opencv among it that wants the X11 and OpenGL libraries; its headless twin has the
-# same modules), what breaks the code for `make mutants`, the packages' own tests with their data, and sources that nothing compiles.
+# Only what decides the installed versions comes before the long step. It then drops what nothing here imports: the opencv that
+# wants the X11 and OpenGL libraries (its headless twin has the same modules), what breaks the code for `make mutants`, the
+# packages' own tests with their data, and sources that nothing compiles.
 ARG PIP_FIND_LINKS=""
 WORKDIR /opt/d3s2
 COPY requirements.in constraints.txt ./
-RUN pip install --no-cache-dir -r requirements.in -c constraints.txt; \
-    pip uninstall -y opencv-python imagecorruptions-imaug imaug scikit-image numba llvmlite mutmut libcst; \
+COPY packaging packaging
+RUN pip install --no-cache-dir -r requirements.in ./packaging/imaug -c constraints.txt; \
+    pip uninstall -y opencv-python mutmut libcst; \
     pip install --no-cache-dir --no-deps --force-reinstall opencv-python-headless -c constraints.txt; \
     find /opt/venv/lib/python3.11/site-packages/torch \( -path '*/torch/test/*' -o -path '*/torch/bin/*test*' -o -path '*/torch/bin/protoc*' \) \
         -type f -delete; \

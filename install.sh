@@ -18,7 +18,7 @@ fail() {
 
 is_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; }
 
-pins=$(cat requirements*.in constraints.txt pyproject.toml install.sh | cksum)
+pins=$(cat requirements*.in constraints.txt pyproject.toml packaging/imaug/pyproject.toml install.sh | cksum)
 if [ -x "$venv/bin/d3s2" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$pins $(pwd)" ] && is_311 "$venv/bin/python"; then
     exit 0
 fi
@@ -57,7 +57,11 @@ mkdir -p "$venv"
 rm -f "$venv"/.installed*
 "$python" -m venv "$venv" >"$log" 2>&1 ||
     fail "$python cannot make virtual environments: install its venv module (on Debian: python3.11-venv). $(tail -n 1 "$log")"
-"$venv/bin/python" -m pip install --disable-pip-version-check -r "$requirements" -e . -c constraints.txt \
-    >>"$log" 2>&1 || explain
+# The empty imaug keeps out 320 MB that nothing imports; see its pyproject.toml.
+set -- -r "$requirements" -e . ./packaging/imaug -c constraints.txt
+# uv, where it is there, installs the same pins sooner. It does not read pip's settings: where it finds no packages, pip may.
+by_uv() { command -v uv >/dev/null && uv pip install --python "$venv/bin/python" "$@" >>"$log" 2>&1; }
+by_uv "$@" ||
+    "$venv/bin/python" -m pip install --disable-pip-version-check "$@" >>"$log" 2>&1 || explain
 printf '%s %s' "$pins" "$(pwd)" | tee "$stamp" >"$venv/.installed"
 echo "d3s2: installed."

@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "environment.yml").read_text(encoding="utf-8")
 CONTENT = yaml.safe_load(TEXT)
+EMPTY = "./packaging/imaug"
 SPECS = [entry for entry in CONTENT["dependencies"] if isinstance(entry, str)]
 PIP = [
     line for entry in CONTENT["dependencies"] if isinstance(entry, dict) for line in entry["pip"]
@@ -54,19 +57,28 @@ def test_condas_own_parser_takes_the_specs() -> None:
 
 
 def test_pip_gets_the_same_files_as_from_make() -> None:
-    options = dict(shlex.split(line) for line in PIP)
-    assert (
-        options == {"-c": "constraints.txt", "-r": "requirements.in", "-e": "."} and len(PIP) == 3
-    )
-    install = re.search(
-        r"pip install (?:--[\w-]+ )*(.*?) \\$", (ROOT / "install.sh").read_text(), re.MULTILINE
-    ).group(1)
+    asked = sorted(shlex.split(line) for line in PIP)
+    assert asked == [["-c", "constraints.txt"], ["-e", "."], ["-r", "requirements.in"], [EMPTY]]
     script = (ROOT / "install.sh").read_text()
     assert "requirements=requirements${1:+-$1}.in" in script  # without a word, requirements.in
+    install = re.search(r"^set -- (.*)$", script, re.MULTILINE).group(1)
     words = shlex.split(install.replace("$requirements", "requirements.in"))
-    assert dict(zip(words[::2], words[1::2], strict=True)) == options
+    assert sorted(words) == sorted(word for line in asked for word in line)
+    assert script.count('pip install --python "$venv/bin/python" "$@"') == 1  # uv
+    assert script.count('pip install --disable-pip-version-check "$@"') == 1
     docker = (ROOT / "Dockerfile").read_text()
-    assert "pip install --no-cache-dir -r requirements.in -c constraints.txt" in docker
+    assert f"pip install --no-cache-dir -r requirements.in {EMPTY} -c constraints.txt" in docker
+
+
+def test_the_empty_package_is_what_the_lock_asks_for() -> None:
+    project = tomllib.loads((ROOT / EMPTY / "pyproject.toml").read_text())
+    name, version = project["project"]["name"], project["project"]["version"]
+    assert (
+        "dependencies" not in project["project"] and not project["tool"]["setuptools"]["packages"]
+    )
+    assert version == names_of_file("constraints.txt")[name] + "+empty"
+    assert metadata.version(name) == version
+    assert [str(path) for path in metadata.files(name) if path.suffix == ".py"] == []
 
 
 def test_every_package_has_one_version() -> None:

@@ -45,6 +45,7 @@ def checkout(tmp_path: Path) -> Path:
         "pyproject.toml",
     ):
         shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "packaging", tmp_path / "packaging")
     (tmp_path / "bin").mkdir()
     return tmp_path
 
@@ -95,3 +96,23 @@ def test_an_unreachable_index_is_a_sentence(checkout: Path) -> None:
     assert done.returncode == 1
     assert "package index could not be reached" in done.stderr and "Traceback" not in done.stderr
     assert not (checkout / ".venv" / ".installed").exists()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("there", [True, False], ids=["uv finds all", "uv finds nothing"])
+def test_uv_installs_where_it_can_and_pip_where_it_cannot(checkout: Path, there: bool) -> None:
+    fake(checkout, "uv", f'echo "uv $*" >> "$(dirname "$0")/asked"; exit {0 if there else 1}')
+    fake(checkout, "venv-python", f'echo "pip $*" >> {checkout / "bin" / "asked"}')
+    python = """
+        [ "$1" = -c ] && exit 0
+        [ "$1" = --version ] && exec echo Python 3.11
+        mkdir -p .venv/bin && cp bin/venv-python .venv/bin/python"""
+    fake(checkout, "made-up-python", python)
+    done = install(checkout, PYTHON="made-up-python")
+    assert done.returncode == 0, done.stderr
+    wanted = "-r requirements.in -e . ./packaging/imaug -c constraints.txt"
+    by_uv = f"uv pip install --python .venv/bin/python {wanted}"
+    by_pip = f"pip -m pip install --disable-pip-version-check {wanted}"
+    asked = (checkout / "bin" / "asked").read_text().splitlines()
+    assert asked == ([by_uv] if there else [by_uv, by_pip])
+    assert (checkout / ".venv" / ".installed").exists()
