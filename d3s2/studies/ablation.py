@@ -11,12 +11,12 @@ the batches: ids are always handed over sorted. With `--distillations 2` seed s 
 which is cheaper, and says less: the unit of an interval is a set (see `methods.intervals`). Sets
 and trainings of a `d3s2 compare` in the same `--work` are not made twice.
 
-    python -m d3s2.studies.ablation --confirm "eta 1"
+    python -m d3s2.studies.ablation --confirm balanced unguided --seeds 8 --split test
 
-trains one arm and the default once more, with as many seeds that nobody has seen, into a file of
-its own. `--show` measures nothing and prints the table of what is there. An interrupted call goes
-on where it was. The numbers of several arms are committed in `reference/ablation.csv`, and appendix
-A1 reads them.
+trains these arms and the default once more, with seeds that nobody has seen, into a file of its
+own, whose questions are these alone. `--show` measures nothing and prints the table of what is
+there. An interrupted call goes on where it was. The numbers of several arms are committed in
+`reference/ablation.csv`, and appendix A1 reads them.
 """
 
 from __future__ import annotations
@@ -155,16 +155,16 @@ def read_scores(path: Path = REFERENCE) -> Measurement:
 
 
 def confirmation(path: Path = REFERENCE) -> Path:
-    """Where the fresh seeds of a winner go, beside the measurement that it won."""
+    """Where the fresh seeds go, beside the measurement whose differences they are to confirm."""
     return path.with_stem(path.stem + "-confirmed")
 
 
-def _confirm(arm: str, options: argparse.Namespace) -> None:
-    """Turn the options into those of a confirmation: this arm and the default, on seeds above all
+def _confirm(arms: Sequence[str], options: argparse.Namespace) -> None:
+    """Turn the options into those of a confirmation: these arms and the default, on seeds above all
     that the measurement has, into a file of its own. Raises D3S2Error without a measurement.
     """
     seen = {seed for scores in read_scores(options.out).scores.values() for seed in scores}
-    options.arms = [DEFAULT, arm]
+    options.arms = [DEFAULT, *dict.fromkeys(arms)]
     options.seeds_from = max(options.seeds_from, max(seen) + 1)
     options.out = confirmation(options.out)
 
@@ -221,9 +221,10 @@ def _parser() -> argparse.ArgumentParser:
     option("--split", choices=("val", "test"), default="val", help="what trainings are judged on")
     option(
         "--confirm",
+        nargs="+",
         choices=[name for name in known if name != DEFAULT],
         metavar="ARM",
-        help=f"train ARM and {DEFAULT} on seeds that --out has not seen, into a file beside it",
+        help=f"train them and {DEFAULT} on seeds that --out has not seen, into a file beside it",
     )
     option("--show", action="store_true", help="measure nothing, print what --out holds of --arms")
     option("--threads", type=int, default=0, help="CPU threads for sampling, 0 = all cores")

@@ -100,7 +100,7 @@ def test_arms_of_the_table_are_the_tables_sets(contest):
         assert row.says != ARMS[name].says
 
 
-def test_a_winner_is_confirmed_on_seeds_that_nobody_has_seen(tmp_path):
+def test_differences_are_confirmed_on_seeds_that_nobody_has_seen(tmp_path):
     out = tmp_path / "out.csv"
     header = "method,seed,distillation,miou,seconds_an_image,split"
     out.write_text(f"{header}\nrandom,0,0,48.5,,val\neta 1,3,3,50.5,1.5,val\n")
@@ -112,10 +112,10 @@ def test_a_winner_is_confirmed_on_seeds_that_nobody_has_seen(tmp_path):
     assert options.arms == ["d3s2", "eta 1"] and options.seeds_from == 4 and options.seeds == 5
     assert options.out == confirmation(out) == tmp_path / "out-confirmed.csv"
     options = ablation._parser().parse_args(
-        ["--confirm", "eta 1", "--out", str(out), "--seeds-from", "100"]
+        ["--confirm", "eta 1", "random", "eta 1", "--out", str(out), "--seeds-from", "100"]
     )
     ablation._confirm(options.confirm, options)
-    assert options.seeds_from == 100
+    assert options.seeds_from == 100 and options.arms == ["d3s2", "eta 1", "random"]
 
 
 def test_several_images_a_mask_are_one_set(contest):
