@@ -37,6 +37,8 @@ from d3s2.training.students import MASK2FORMER, NETWORK_NAMES, with_network
 
 COPIES = re.compile(r"(.+) x ([1-9]\d*)")
 """The name of a row that paints several images of each mask: "d3s2 x 4"."""
+PAINTED_OVER = re.compile(r"(.+) at (0\.\d+)")
+"""The name of a row that paints over the photographs of its masks: "d3s2 at 0.5"."""
 
 REFERENCE = Path(__file__).parents[1] / "studies" / "reference" / "comparison.csv"
 """A comparison that is committed; the JSON beside it says by which command."""
@@ -93,14 +95,22 @@ def _template(run: Run, judged: SegmentationDataset, split: str) -> TrainingJob:
 
 # ------------------------------------------------------------------------------------ what is asked
 def row_of(name: str) -> Method:
-    """A method by its name; "d3s2 x 4" is `d3s2` with four images of each mask.
+    """A method by its name; "d3s2 x 4" is `d3s2` with four images of each mask, "d3s2 at 0.5" is
+    `d3s2` begun at the photographs of its masks, noised so far that half of the steps are left.
 
-    Raises D3S2Error for an unknown one, and for copies of a method that does not paint.
+    Raises D3S2Error for an unknown one, for copies of a method that does not paint or a strength
+    for it, and for a strength where runs have a start already.
     """
-    asked = COPIES.fullmatch(name)
-    if name in METHODS or not asked:
+    if name in METHODS:
         return find(name)
-    method, copies = find(asked[1]), int(asked[2])
+    if copied := COPIES.fullmatch(name):
+        return _with_copies(name, row_of(copied[1]), int(copied[2]))
+    if begun := PAINTED_OVER.fullmatch(name):
+        return _painted_over(name, row_of(begun[1]), float(begun[2]))
+    return find(name)
+
+
+def _with_copies(name: str, method: Method, copies: int) -> Method:
     if not isinstance(method, Painted) or copies < 2:
         raise D3S2Error(
             f"{name!r}: only methods that paint have several images of each mask, 2 or more; "
@@ -108,6 +118,16 @@ def row_of(name: str) -> Method:
         )
     recipe = replace(method.recipe, images_per_mask=copies)
     return replace(method, name=name, recipe=recipe)
+
+
+def _painted_over(name: str, method: Method, strength: float) -> Method:
+    if not isinstance(method, Painted) or method.recipe.strength < 1:
+        raise D3S2Error(
+            f"{name!r}: only methods that paint from pure noise can begin at photographs instead; "
+            f"{method.name} is {method.says!r}."
+        )
+    recipe = replace(method.recipe, strength=strength)
+    return replace(method, name=name, recipe=recipe, says=f"{method.says}, over the photographs")
 
 
 def rows_of(names: Sequence[str], images_per_mask: int = 1) -> list[Method]:

@@ -30,6 +30,16 @@ def test_a_name_with_a_number_paints_several_images_of_each_mask():
     assert row_of("d3s2") is METHODS["d3s2"] and row_of("unidd + proxy").name == "unidd + proxy"
 
 
+def test_a_name_with_a_share_paints_over_photographs():
+    half = row_of("d3s2 at 0.5")
+    assert half.name == "d3s2 at 0.5" and half.recipe == replace(
+        METHODS["d3s2"].recipe, strength=0.5
+    )
+    assert half.uses == METHODS["d3s2"].uses | {"images"}
+    assert row_of("unguided at 0.25 x 3").recipe.strength == 0.25
+    assert row_of("unguided x 3 at 0.25").recipe.images_per_mask == 3
+
+
 def test_painters_alone_get_several_images_a_mask():
     rows = rows_of(["random", "d3s2", "sfm", "unguided x 2"], 3)
     assert [row.name for row in rows] == ["random", "d3s2 x 3", "sfm", "unguided x 2"]
@@ -45,6 +55,12 @@ def test_painters_alone_get_several_images_a_mask():
         (["random x 4"], 1, "'random x 4': only methods that paint have several images"),
         (["d3s2 x 1"], 1, "2 or more"),
         (["d3s2 x 0"], 1, "no method 'd3s2 x 0'"),
+        (["balanced at 0.5"], 1, "'balanced at 0.5': only methods that paint from pure noise"),
+        (["edits at 0.5"], 1, "edits is 'photographs of medoids, painted over'"),
+        (["diver on d3s2 at 0.5"], 1, "only methods that paint from pure noise"),
+        (["sgd at 0.5"], 1, "no method 'sgd'"),
+        (["d3s2 at 0.0"], 1, "strength is 0.0"),
+        (["d3s2 at 1.5"], 1, "no method 'd3s2 at 1.5'"),
         (["random", "random"], 1, "method 'random' is named twice"),
         (["d3s2"], 0, "images_per_mask is 0: it counts from 1"),
     ],
