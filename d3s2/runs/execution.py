@@ -60,6 +60,11 @@ def execute(
                 progress_bar=False,
                 cwd=cwd,
             )
+    except KeyboardInterrupt:
+        # The cell's own task may end in the kernel's interrupt, for which nobody waits any more:
+        # asyncio would print its traceback below the sentence that the command ends with
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     except PapermillExecutionError as error:
         raise NotebookFailed(f"in cell [{error.exec_count}]: {_error_line(error)}") from error
     except DeadKernelError as error:

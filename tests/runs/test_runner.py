@@ -4,9 +4,12 @@ line.
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gc
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -28,6 +31,7 @@ from d3s2.data.scenes import scenes_classes
 from d3s2.plots.house_style import reduce_colors
 from d3s2.runs import config, runner
 from d3s2.runs import notebooks as published_notebooks
+from d3s2.runs.execution import execute
 from d3s2.runs.notebooks import publish, read_cells, read_chapter, read_chapters
 from d3s2.runs.runner import Plan
 from d3s2.runs.stages import verify
@@ -294,6 +298,34 @@ def test_two_runs_in_one_folder(sequence: Sequence) -> None:
     (sequence.run_dir / "statistics" / "go").touch()
     first.communicate(timeout=240)
     assert first.returncode == 0
+
+
+def test_a_task_that_ends_in_an_interrupt_prints_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The race of the next test, lost: the kernel's interrupt comes back when nobody waits."""
+
+    async def cell() -> None:
+        raise RuntimeError("interrupted in the kernel")
+
+    def interrupted(*_: object, **__: object) -> None:
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(cell())
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        assert task.done()  # and nobody asks for its result
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("papermill.execute_notebook", interrupted)
+    asked = logging.getLogger("asyncio")
+    before = asked.level
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, tmp_path)
+        gc.collect()
+        assert "never retrieved" not in caplog.text
+    finally:
+        asked.setLevel(before)
 
 
 def test_interrupt_says_how_to_go_on(sequence: Sequence) -> None:
