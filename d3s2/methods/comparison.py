@@ -32,7 +32,7 @@ from d3s2.methods.world import Shared, World
 from d3s2.models.proxy import ProxySegmenter
 from d3s2.training.job import TrainingJob, TrainingResult
 from d3s2.training.on_cluster import train_spread
-from d3s2.training.side_by_side import train_all
+from d3s2.training.side_by_side import how_many_at_once, train_all
 from d3s2.training.students import MASK2FORMER, network_of
 
 HEADER = (
@@ -171,20 +171,33 @@ def measure(
     contest: Contest, out: Path, plan: Series, command: Command | None = None
 ) -> dict[Place, list[object]]:
     """Distil and train what is missing, and write `out`: one line a training (see `HEADER`), and
-    beside it, as JSON, how it was measured. Written after each seed of each budget, so that what is
-    interrupted leaves complete pairs. Methods come in the order in which the contest knows them.
+    beside it, as JSON, how it was measured. Written whenever all methods of some seeds are trained,
+    so that what is interrupted leaves complete pairs. Methods come in the order in which the
+    contest knows them.
 
     Raises D3S2Error for an `out` that was measured in another way.
     """
     facts = _facts(contest, plan)
     rows = earlier(out, facts)
+    pairs = [(budget, seed) for seed in plan.seeds for budget in plan.budgets]
+    together = _pairs_together(contest, len(plan.methods))
     with Steps("trainings", plan.count) as steps:
-        for seed in plan.seeds:
-            for budget in plan.budgets:
-                rows |= _measure_seed(contest, plan, budget, seed)
-                _write(out, _in_order(rows, list(contest.known)), facts, command)
-                steps.add(len(plan.methods))
+        for begin in range(0, len(pairs), together):
+            some = pairs[begin : begin + together]
+            rows |= _measure_pairs(contest, plan, some)
+            _write(out, _in_order(rows, list(contest.known)), facts, command)
+            steps.add(len(plan.methods) * len(some))
     return rows
+
+
+def _pairs_together(contest: Contest, methods: int) -> int:
+    """How many pairs of budget and seed are trained at once, so that no core of this machine waits
+    for another: on two cores three methods take two seeds at a time, and two methods one.
+    """
+    if contest.scheduler:
+        return 1
+    at_once = how_many_at_once([contest.template], contest.parallel)
+    return at_once // math.gcd(at_once, methods)
 
 
 def _facts(contest: Contest, plan: Series) -> dict[str, object]:
@@ -202,30 +215,33 @@ def _facts(contest: Contest, plan: Series) -> dict[str, object]:
     return facts if network == MASK2FORMER else facts | {"network": network}
 
 
-def _measure_seed(
-    contest: Contest, plan: Series, budget: int, seed: int
+def _measure_pairs(
+    contest: Contest, plan: Series, pairs: Sequence[tuple[int, int]]
 ) -> dict[Place, list[object]]:
-    """The rows of one seed: all its sets, then all its trainings side by side."""
-    number = plan.number(seed)
-    folders = {method.name: contest.folder(method, budget, number) for method in plan.methods}
-    jobs = [contest.job(method, seed, folders[method.name]) for method in plan.methods]
+    """The rows of these (budget, seed): all their sets, then all their trainings side by side."""
+    folders = {
+        (method.name, budget, seed): contest.folder(method, budget, plan.number(seed))
+        for budget, seed in pairs
+        for method in plan.methods
+    }
+    known = {method.name: method for method in plan.methods}
+    jobs = [contest.job(known[name], seed, path) for (name, _, seed), path in folders.items()]
     results = contest.trained(jobs)
     return {
-        (method.name, budget, seed): _row(
-            contest, method, (budget, seed, number), folders[method.name], result
-        )
-        for method, result in zip(plan.methods, results, strict=True)
+        place: _row(contest, known[place[0]], place, plan.number(place[2]), folder, result)
+        for (place, folder), result in zip(folders.items(), results, strict=True)
     }
 
 
 def _row(
     contest: Contest,
     method: Method,
-    place: tuple[int, int, int],
+    place: Place,
+    number: int,
     folder: Path,
     result: TrainingResult,
 ) -> list[object]:
-    budget, seed, number = place
+    _, budget, seed = place
     bill = read_bill(folder)
     makes = not isinstance(method, Photographs)
     return [

@@ -99,6 +99,11 @@ def _silence(line: str) -> None:
     """Report to nobody."""
 
 
+def how_many_at_once(jobs: Sequence[TrainingJob], parallel: int = 0) -> int:
+    """How many of these trainings `train_all` has running at once, as long as enough are left."""
+    return len(_cores(jobs, parallel))
+
+
 def _cores(jobs: Sequence[TrainingJob], parallel: int) -> list[int]:
     """The cores that trainings are run on, one each. Where one takes a GPU or several processes it
     is a single place, for one after the other.

@@ -165,6 +165,39 @@ def test_what_is_interrupted_leaves_whole_pairs(contest, quick, tmp_path, monkey
     ]
 
 
+@pytest.mark.parametrize(
+    ("methods", "budgets", "parallel", "scheduler", "trained_together"),
+    [
+        (["random", "plain"], [4], 2, "", [2, 2, 2]),  # a seed at a time fills both cores
+        (["random"], [4], 2, "", [2, 1]),
+        (["random", "plain", "balanced"], [4], 2, "", [6, 3]),
+        (["random", "plain", "balanced"], [4], 1, "", [3, 3, 3]),
+        (["random"], [2, 4], 4, "", [4, 2]),
+        (["random"], [4], 2, "local", [1, 1, 1]),  # a cluster's size is not known here
+    ],
+)
+def test_no_core_waits_while_seeds_are_left(
+    contest, quick, tmp_path, monkeypatch, methods, budgets, parallel, scheduler, trained_together
+):
+    asked = []
+
+    def trained(jobs, where):
+        asked.append(len(jobs))
+        return [result_of(job) for job in jobs]
+
+    monkeypatch.setattr(comparison, "train_all", trained)
+    monkeypatch.setattr(comparison, "train_spread", trained)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    contest = replace(contest, parallel=parallel, scheduler=scheduler)
+    out = tmp_path / "out.csv"
+    rows = measure(contest, out, Series([KNOWN[name] for name in methods], budgets, [0, 1, 2]))
+    assert asked == trained_together
+    assert len(rows) == len(rows_of(out)) == 3 * len(methods) * len(budgets)
+    for (name, budget, seed), row in rows.items():
+        assert row[:3] == [name, budget, seed] and row[4] == budget
+        assert row[5] == len(f"{name} {seed}") + seed  # see `result_of`
+
+
 def test_sets_are_shared_on_request(contest, quick, tmp_path):
     out = tmp_path / "out.csv"
     measure(contest, out, Series([RANDOM], [4], [0, 1, 2], distillations=2))
