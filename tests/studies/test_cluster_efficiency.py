@@ -8,15 +8,20 @@ import pytest
 
 from d3s2.core.places import EMBEDDED_WEIGHTS
 from d3s2.models.load import load_proxy
-from d3s2.studies.cluster_efficiency import main, sent, table
+from d3s2.studies.cluster_efficiency import efficiencies, main, sent, table
 from d3s2.studies.drawn_masks import draw_scenes
 
 
 def test_efficiency_is_the_share_of_the_workers_time_that_is_not_lost() -> None:
-    lines = table({1: 8.0, 2: 4.0, 4: 4.0}, 16, 2).splitlines()
-    assert [line.split()[-1] for line in lines[:2]] == ["1.00", "1.00"]
-    assert lines[2].endswith("0.50, 4 on 2 cores") and "4.0 images a second" in lines[2]
-    assert "0.75" in table({2: 3.0, 4: 2.0}, 16, 8)  # two were the fewest
+    assert efficiencies({1: 8.0, 2: 4.0, 4: 4.0}) == {1: 1.0, 2: 1.0, 4: 0.5}
+    assert efficiencies({2: 3.0, 4: 2.0}) == {2: 1.0, 4: 0.75}  # two were the fewest
+
+
+def test_a_line_says_what_the_machine_itself_loses() -> None:
+    one, four = table({1: 8.0, 4: 4.0}, {1: 6.0, 4: 2.0}, 16, 2).splitlines()
+    assert one.endswith("1.00; without Dask    6.00 s   1.00")
+    assert "4.0 images a second" in four
+    assert four.endswith("0.50; without Dask    2.00 s   0.75, 4 on 2 cores")
 
 
 def test_networks_stay_and_results_are_what_comes_back(tmp_path: Path) -> None:
@@ -39,5 +44,6 @@ def test_the_command_starts_workers(capsys) -> None:
     assert main(["--workers", "1", "2", "--images", "16", "--rounds", "1"]) == 0
     first, one, two = capsys.readouterr().out.splitlines()
     assert "bytes to each worker" in first
-    assert one.split()[:2] == ["1", "workers"] and "1.00" in one and two.split()[0] == "2"
+    assert one.split()[:2] == ["1", "workers"] and one.count("1.00") == 2
+    assert two.split()[0] == "2" and "without Dask" in two
     assert main(["--workers", "0"]) == 2
