@@ -9,7 +9,6 @@ chapter 04 knows nothing of this module. `python -m d3s2.training.students` is t
 
 from __future__ import annotations
 
-import errno
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from d3s2.core.code_version import code_version
-from d3s2.core.errors import D3S2Error, DiskFull
+from d3s2.core.errors import D3S2Error
 from d3s2.core.files import digest, read_json
 from d3s2.core.processes import end_with_parent
 from d3s2.training import worker
@@ -111,7 +110,7 @@ def train_student(job: StudentJob, key: str = "") -> TrainingResult:
     checkpoint = folder / "logs" / f"checkpoint-{key[:16]}.pt"
     runner = student_networks.build_runner(job, job.student, checkpoint)
     runner.train()
-    worker._write_files(folder, runner, worker._facts(job, key, runner), begun)
+    worker.leave_results(job, key, runner, begun)
     return read_result(folder)
 
 
@@ -124,16 +123,7 @@ def main(arguments: Sequence[str]) -> int:
     job = read_student(path)
     if job is None:
         return worker.main(arguments)
-    if job.device == "cpu":
-        worker._stay_on(int(core))
-    try:
-        with worker._reported(Path(job.work_dir) / "logs"):
-            train_student(job, *key)
-    except (DiskFull, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
-            raise
-        return errno.ENOSPC
-    return 0
+    return worker.run_as_child(job, int(core), lambda: train_student(job, *key))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,17 @@ def train(job: TrainingJob, key: str = "") -> TrainingResult | None:
         return None
     shown = runner.train_dataloader.dataset.metainfo
     write_json(folder / CONFIG, mask2former.plain_config(runner.cfg, shown))
-    _write_files(folder, runner, _facts(job, key, runner), begun)
+    leave_results(job, key, runner, begun)
     return read_result(folder)
+
+
+def leave_results(job: TrainingJob, key: str, runner: Any, begun: float) -> None:
+    """Write a training that has ended into its folder: all but `mmseg.json` of the module's text.
+
+    key: see `job_key`; runner: mmengine's, after its loop; begun: `time.perf_counter` at the
+    beginning of this process's part.
+    """
+    _write_files(Path(job.work_dir), runner, _facts(job, key, runner), begun)
 
 
 def _facts(job: TrainingJob, key: str, runner: Any) -> dict[str, object]:
@@ -125,11 +134,16 @@ def main(arguments: Sequence[str]) -> int:
     if job.processes > 1 and "LOCAL_RANK" not in os.environ:
         _become_torchrun(job.processes, arguments)
         return 0
+    return run_as_child(job, int(core), lambda: train(job, *key))
+
+
+def run_as_child(job: TrainingJob, core: int, training: Callable[[], object]) -> int:
+    """Run a training on its core, and leave what goes wrong for the parent; the exit status."""
     if job.device == "cpu" and job.processes == 1:
-        _stay_on(int(core))
+        _stay_on(core)
     try:
         with _reported(Path(job.work_dir) / "logs"):
-            train(job, *key)
+            training()
     except (DiskFull, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOSPC:
             raise
