@@ -1,5 +1,5 @@
 # The PyTorch wheels bring CUDA's libraries, so a plain Python image is enough on a GPU machine too. docs/clusters-and-container.md has the commands.
-#   --build-arg BASE_IMAGE=...      another Debian-based image with Python 3.11 and its venv module
+#   --build-arg BASE_IMAGE=...      another Debian-based image with Python 3.11 to 3.13 and its venv module
 #   --build-arg PIP_FIND_LINKS=...  page with PyTorch's CPU wheels: an image under 2 GB instead of 6
 #   --build-arg MMCV_OPS=compiled   mmcv's compiled operations (needs the CUDA build of PyTorch to be of use; half an hour)
 ARG BASE_IMAGE=python:3.11-slim-bookworm
@@ -24,9 +24,9 @@ COPY packaging packaging
 RUN pip install --no-cache-dir -r requirements.in ./packaging/imaug -c constraints.txt; \
     pip uninstall -y opencv-python mutmut libcst; \
     pip install --no-cache-dir --no-deps --force-reinstall opencv-python-headless -c constraints.txt; \
-    find /opt/venv/lib/python3.11/site-packages/torch \( -path '*/torch/test/*' -o -path '*/torch/bin/*test*' -o -path '*/torch/bin/protoc*' \) \
+    find /opt/venv/lib/python3.*/site-packages/torch \( -path '*/torch/test/*' -o -path '*/torch/bin/*test*' -o -path '*/torch/bin/protoc*' \) \
         -type f -delete; \
-    find /opt/venv/lib/python3.11/site-packages \( -path '*/tests/*' -name 'test_*' -o -path '*/tests/data/*' -o -path '*/jupyterlab/galata/*' \
+    find /opt/venv/lib/python3.*/site-packages \( -path '*/tests/*' -name 'test_*' -o -path '*/tests/data/*' -o -path '*/jupyterlab/galata/*' \
         -o -path '*/debugpy/*.c' -o -path '*/fontTools/*.c' -o -name '*.map' \) -type f -delete
 
 FROM packages AS operations

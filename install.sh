@@ -16,20 +16,20 @@ fail() {
     exit 1
 }
 
-is_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; }
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
 
 pins=$(cat requirements*.in constraints.txt pyproject.toml packaging/imaug/pyproject.toml install.sh | cksum)
-if [ -x "$venv/bin/d3s2" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$pins $(pwd)" ] && is_311 "$venv/bin/python"; then
+if [ -x "$venv/bin/d3s2" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$pins $(pwd)" ] && fits "$venv/bin/python"; then
     exit 0
 fi
 
 python=
-for candidate in ${PYTHON:-python3.11 python3}; do
-    if is_311 "$candidate"; then python=$candidate && break; fi
+for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+    if fits "$candidate"; then python=$candidate && break; fi
 done
 if [ -z "$python" ]; then
     found=$(${PYTHON:-python3} --version 2>&1 || true)
-    fail "Python 3.11 is needed and was not found (${PYTHON:-python3} says: ${found:-nothing})." \
+    fail "Python 3.11, 3.12 or 3.13 is needed and was not found (${PYTHON:-python3} says: ${found:-nothing})." \
         "Install it, or name it: make run PYTHON=/path/to/python3.11"
 fi
 
@@ -52,11 +52,11 @@ explain() {
 }
 
 echo "d3s2: installing into $venv with $("$python" --version 2>&1) (once, a few minutes) ..."
-[ -d "$venv" ] && ! is_311 "$venv/bin/python" && mv "$venv" "$venv.old.$$"
+[ -d "$venv" ] && ! fits "$venv/bin/python" && mv "$venv" "$venv.old.$$"
 mkdir -p "$venv"
 rm -f "$venv"/.installed*
 "$python" -m venv "$venv" >"$log" 2>&1 ||
-    fail "$python cannot make virtual environments: install its venv module (on Debian: python3.11-venv). $(tail -n 1 "$log")"
+    fail "$python cannot make virtual environments: install its venv module (on Debian: python3-venv). $(tail -n 1 "$log")"
 # The empty imaug keeps out 320 MB that nothing imports; see its pyproject.toml.
 set -- -r "$requirements" -e . ./packaging/imaug -c constraints.txt
 # uv, where it is there, installs the same pins sooner. It does not read pip's settings: where it finds no packages, pip may.

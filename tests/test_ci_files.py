@@ -46,7 +46,7 @@ def hooks() -> dict[str, dict[str, Any]]:
 
 # ----------------------------------------------------------------------------------------- workflow
 def test_the_workflow_lints_tests_builds_and_keeps_the_notebooks() -> None:
-    assert list(WORKFLOW["jobs"]) == ["lint", "test", "image"]
+    assert list(WORKFLOW["jobs"]) == ["lint", "test", "newer-pythons", "image"]
     assert WORKFLOW[True].keys() == {"push", "pull_request"}  # YAML 1.1 reads the key `on` as true
     assert WORKFLOW["permissions"] == {"contents": "read"}
     assert all(
@@ -59,6 +59,7 @@ def test_the_workflow_lints_tests_builds_and_keeps_the_notebooks() -> None:
         "ruff check",
         "lint-imports",
         "make test",
+        "make unit PYTHON=python",
         "docker build",
         "d3s2 check",
         "d3s2 run --profile smoke",
@@ -71,15 +72,19 @@ def test_the_workflow_lints_tests_builds_and_keeps_the_notebooks() -> None:
         assert Path(path).name in (runner.EXECUTED, "report")
 
 
-def test_actions_are_pinned_and_python_is_ours() -> None:
+def test_actions_are_pinned_and_pythons_are_ours() -> None:
     lines = re.findall(r"uses: (.*)", (ROOT / ".github" / "workflows" / "ci.yml").read_text())
     assert lines and all(
         re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", line) for line in lines
     ), lines
     asked = (ROOT / "pyproject.toml").read_text()
-    for _, step in steps(**{"with": ""}):
+    oldest, beyond = re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', asked).groups()
+    newer = WORKFLOW["jobs"]["newer-pythons"]["strategy"]["matrix"]["python-version"]
+    assert newer == [f"3.{minor}" for minor in range(int(oldest) + 1, int(beyond))]
+    for job, step in steps(**{"with": ""}):
         if version := step["with"].get("python-version"):
-            assert f'requires-python = ">={version},' in asked
+            of_matrix = "${{ matrix.python-version }}"
+            assert version == (of_matrix if job == "newer-pythons" else f"3.{oldest}")
 
 
 def test_the_mutants_of_every_room_are_tried() -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from d3s2.runs import readiness
+
 ROOT = Path(__file__).resolve().parent.parent
+INSTALL = (ROOT / "install.sh").read_text()
 
 
 def pins(name: str) -> dict[str, str]:
@@ -73,7 +76,23 @@ def test_a_wrong_python_is_a_sentence(checkout: Path) -> None:
     fake(checkout, "python9", "echo Python 9.9.9; exit 1")
     done = install(checkout, PYTHON="python9")
     assert done.returncode == 1
-    assert "Python 3.11 is needed" in done.stderr and "Python 9.9.9" in done.stderr
+    assert "Python 3.11, 3.12 or 3.13 is needed" in done.stderr and "Python 9.9.9" in done.stderr
+
+
+def test_pip_the_installer_and_check_take_the_same_pythons() -> None:
+    asked = re.search(
+        r'requires-python = ">=(3\.\d+),<3\.(\d+)"', (ROOT / "pyproject.toml").read_text()
+    )
+    oldest, newest = asked[1], f"3.{int(asked[2]) - 1}"
+    assert oldest == ".".join(map(str, readiness.OLDEST_PYTHON))
+    assert newest == ".".join(map(str, readiness.NEWEST_PYTHON))
+    fits = re.search(r"not \((\d, \d+)\) <= sys.version_info\[:2\] <= \((\d, \d+)\)", INSTALL)
+    assert [each.replace(", ", ".") for each in fits.groups()] == [oldest, newest]
+    minor = range(int(oldest[2:]), int(newest[2:]) + 1)
+    named = [f"3.{each}" for each in minor]
+    assert f"{', '.join(named[:-1])} or {newest} is needed" in INSTALL
+    tried = re.search(r"\$\{PYTHON:-([^}]*)\}; do", INSTALL)[1].split()
+    assert tried == [*(f"python{each}" for each in named), "python3"]
 
 
 def test_a_full_disk_is_a_sentence(checkout: Path) -> None:

@@ -23,6 +23,8 @@ from d3s2.runs.network_choice import missing_backbone
 from d3s2.runs.parameters import Settings
 from d3s2.training.tracking import missing_tracker
 
+OLDEST_PYTHON = (3, 11)
+NEWEST_PYTHON = (3, 13)
 NEEDED_MEMORY_MB = 4096
 NEEDED_DISK_MB = 1000
 LOOKED_INTO = 300
@@ -46,7 +48,8 @@ def check(settings: Settings) -> Iterator[Check]:
     `Check` a line.
     """
     version = platform.python_version()
-    yield Check(sys.version_info[:2] == (3, 11), f"Python {version} (3.11 is needed)")
+    fits = OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON
+    yield Check(fits, f"Python {version} (3.11, 3.12 or 3.13 is needed)")
     yield from _check_versions()
     yield _check_mmseg()
     try:

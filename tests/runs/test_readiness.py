@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_check_command(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "[OK] Python 3.11" in done.stdout
+    assert f"[OK] Python {platform.python_version()} (" in done.stdout
     assert "[FAIL] data: " in done.stdout and "nowhere" in done.stdout
 
 

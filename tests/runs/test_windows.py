@@ -11,6 +11,7 @@ from d3s2.runs import cli
 
 COMMANDS = sorted(cli._names(cli._parser()))
 WINDOWS = """
+import shutil  # which asks from Python 3.12 on for a module that Windows alone has
 import sys
 
 sys.platform = "win32"
