@@ -66,8 +66,13 @@ class Compared:
         A null result is no equality: the interval stands beside "not told apart".
         """
         found = self.difference
-        chance = "" if np.isnan(found.p) else f", p {self.corrected:.3f} corrected"
+        chance = "" if np.isnan(found.p) else f", p {_chance(self.corrected)} corrected"
         return f"{name:24s} {found!s:>13s}  {found.units:2d} units{chance:21s}  {self}"
+
+
+def _chance(p: float) -> str:
+    """To three digits; no p is zero."""
+    return "< .001" if p < 0.0005 else f"{p:.3f}"
 
 
 def student(values: Sequence[float]) -> Difference:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import write_csv, write_json
 from d3s2.methods.intervals import (
+    Compared,
+    Difference,
     Measurement,
     caption,
     holm,
@@ -211,6 +213,17 @@ def test_words_follow_from_the_numbers(measured):
     assert "distillations" in caption(measured, ["old", "real"], 3)
     assert "over 2 " in caption(measured, ["old", "new", "real"], 3)
     assert "over 4 draws" in caption(measured, ["random", "real"], 1)
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [(0.0005, "p 0.001 "), (0.00049, "p < .001 "), (0.0, "p < .001 "), (0.25, "p 0.250 ")],
+)
+def test_no_chance_is_said_to_be_zero(p, words):
+    found = Compared(Difference(1.0, 0.5, 5, p), p)
+    assert words in found.sentence("a")
+    nothing = Compared(Difference(1.0, float("inf"), 1, float("nan")), float("nan"))
+    assert "p " not in nothing.sentence("a")
 
 
 def test_the_table_names_its_unit_and_its_family(measured):
