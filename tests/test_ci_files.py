@@ -120,9 +120,9 @@ def test_its_commands_exist() -> None:
     for words in commands():
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words
-            cli._parser().parse_args(
-                ["run", *shlex.split("".join(words[2:]).removeprefix("ARGS="))]
-            )
+            given = dict(word.split("=", 1) for word in words[2:])
+            assert given.keys() <= {"ARGS", "PYTHON"} and "export PYTHON" in makefile, words
+            cli._parser().parse_args(["run", *shlex.split(given.get("ARGS", ""))])
         elif words[:2] == ["docker", "run"]:
             cli._parser().parse_args(words[words.index("d3s2") + 1 :])
             assert (
