@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -27,6 +28,14 @@ def refuse(item: int) -> int:
 def core(item: int) -> tuple[int | None, int]:
     time.sleep(0.3)  # so that every worker gets an item
     return parallel.own_core(), os.getpid()
+
+
+def pages_cleared(item: int, size: int) -> int:
+    """How many pages the system clears for forty blocks of this size, one after the other."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(40):
+        b"." * size
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def die(item: int) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+from d3s2.core import machine
 from d3s2.core.code_version import code_version
 from d3s2.core.errors import D3S2Error
 from d3s2.core.files import sha256
@@ -147,6 +148,7 @@ def _task(
     """What a worker does: the same call in the same conditions, or an error that says what
     differs.
     """
+    _settle()
     found = _version(function)
     if found != version:
         raise D3S2Error(
@@ -160,6 +162,12 @@ def _task(
     with _opening:  # one reads for all threads of this process
         values = _opened(shared)
     return function(item, *values)
+
+
+@functools.cache
+def _settle() -> None:
+    """What a worker does before its first task."""
+    machine.reuse_memory()
 
 
 @functools.cache

@@ -7,7 +7,9 @@ from __future__ import annotations
 import ast
 import os
 import pickle
+import platform
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +23,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from cluster_work import power, refuse, slow_then_write
+from cluster_work import pages_cleared, power, refuse, slow_then_write
 from small_scenes import small_scenes
 from tiny_diffusion import save_tiny
 
@@ -46,7 +48,8 @@ class Cluster:
         self.folder, self.processes = folder, []
         # Workers import the functions of this module too.
         path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-        self.environment = os.environ | {"PYTHONPATH": path}
+        nanny = {"MALLOC_TRIM_THRESHOLD_": "65536"}  # as Dask's nannies start theirs
+        self.environment = os.environ | {"PYTHONPATH": path} | nanny
         self._start(
             "scheduler", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"
         )
@@ -123,6 +126,12 @@ def test_results_keep_the_order_and_errors_arrive(three: Cluster) -> None:
     }
     with pytest.raises(D3S2Error, match="item 0 is no good"):
         list(parallel.each(refuse, [0], scheduler=three.address))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_workers_use_freed_memory_again(three: Cluster) -> None:
+    found = list(parallel.ordered(pages_cleared, range(3), 2**23, scheduler=three.address))
+    assert max(found) < 40 * 2**23 // resource.getpagesize() / 10
 
 
 def test_a_worker_killed_in_the_middle_loses_nothing(three: Cluster, tmp_path: Path) -> None:
