@@ -466,6 +466,18 @@ def test_the_table_is_what_was_measured() -> None:
     assert f"`python -m d3s2.studies.ablation --show --arms {arms}`" in README.text
 
 
+def test_camvids_table_is_what_was_measured() -> None:
+    path = REFERENCE.with_stem("comparison-camvid")
+    found = intervals.read_measurement(path, "d3s2 compare", 37)
+    page = document(ROOT / "docs" / "real-data.md").text
+    said = set(page.splitlines())
+    measured = intervals.table(found, ("random", "balanced", "unguided"))
+    assert all(line in said for line in measured.strip().splitlines())
+    above_unguided = found.against("unguided")
+    assert [name for name, one in above_unguided.items() if one.is_clear] == ["d3s2 x 4"]
+    assert not any(one.is_clear for one in found.against("balanced").values())
+
+
 def test_the_curves_in_the_table_are_what_was_measured() -> None:
     assert not lacking(curve.table(curve.read_curves()[0]))
 
