@@ -5,7 +5,6 @@ Importing this module is light: PyTorch and Dask are imported by the functions t
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import platform
 import re
@@ -30,10 +29,6 @@ PACKAGES = (
     "papermill",
 )
 """What a result can depend on; their versions go into `run.json`."""
-_GLIBC_KEEPS = {-1: 256 * 2**20, -3: 32 * 2**20}
-"""mallopt's M_TRIM_THRESHOLD, the bytes free at the end of the heap that are kept, and
-M_MMAP_THRESHOLD, from which size on memory goes back to the system whenever it is freed; 32 MiB is
-the most that glibc takes."""
 
 
 def versions() -> dict[str, str]:
@@ -124,20 +119,6 @@ def set_threads(threads: int = 0) -> int:
     count = min(threads or cores(), cores())
     torch.set_num_threads(count)
     return count
-
-
-def reuse_memory() -> bool:
-    """Let this process keep the memory of tensors it is done with, for the next ones, where the C
-    library is glibc; whether it does.
-
-    Dask starts its workers so that what is freed goes back to the system at once. Each new tensor
-    then begins with the system clearing its pages: feature statistics take twice the time.
-    """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return False
-    taken = [library.mallopt(option, most) for option, most in _GLIBC_KEEPS.items()]
-    return all(taken)
 
 
 def peak_memory() -> int:

@@ -129,6 +129,22 @@ def test_results_keep_the_order_and_errors_arrive(three: Cluster) -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_freed_memory_is_used_again() -> None:
+    code = (
+        "from cluster_work import pages_cleared; from d3s2.core import parallel; "
+        "first = pages_cleared(0, 2**23); "
+        "print(first, parallel.reuse_memory(), pages_cleared(0, 2**23))"
+    )
+    environment = os.environ | {
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    said = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    before, done, after = said.split()
+    assert done == "True" and int(after) < int(before) / 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
 def test_workers_use_freed_memory_again(three: Cluster) -> None:
     found = list(parallel.ordered(pages_cleared, range(3), 2**23, scheduler=three.address))
     assert max(found) < 40 * 2**23 // resource.getpagesize() / 10
