@@ -17,9 +17,13 @@ fail() {
 }
 
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
+version() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null; }
+# What PYTHON asks for; without it, whatever fits
+is_asked_for() { [ -z "${PYTHON:-}" ] || [ "$(version "$1")" = "$(version "$PYTHON")" ]; }
 
 pins=$(cat requirements*.in constraints.txt pyproject.toml packaging/imaug/pyproject.toml install.sh | cksum)
-if [ -x "$venv/bin/d3s2" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$pins $(pwd)" ] && fits "$venv/bin/python"; then
+if [ -x "$venv/bin/d3s2" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$pins $(pwd)" ] && fits "$venv/bin/python" &&
+    is_asked_for "$venv/bin/python"; then
     exit 0
 fi
 
@@ -52,7 +56,7 @@ explain() {
 }
 
 echo "d3s2: installing into $venv with $("$python" --version 2>&1) (once, a few minutes) ..."
-[ -d "$venv" ] && ! fits "$venv/bin/python" && mv "$venv" "$venv.old.$$"
+[ -d "$venv" ] && [ "$(version "$venv/bin/python")" != "$(version "$python")" ] && mv "$venv" "$venv.old.$$"
 mkdir -p "$venv"
 rm -f "$venv"/.installed*
 "$python" -m venv "$venv" >"$log" 2>&1 ||

@@ -95,6 +95,26 @@ def test_pip_the_installer_and_check_take_the_same_pythons() -> None:
     assert tried == [*(f"python{each}" for each in named), "python3"]
 
 
+@pytest.mark.parametrize("asked", ["", "made-up-python"], ids=["a new lock", "a version asked for"])
+def test_two_pythons_never_share_an_environment(checkout: Path, asked: str) -> None:
+    """One of 3.12 is put aside where 3.13 is taken: its own .venv/bin/python would stay in it."""
+    fake(checkout, "uv", "exit 0")
+    old = 'case "$2" in *print*) echo 3.12;; esac'
+    new = 'case "$2" in *print*) echo 3.13;; esac; [ "$1" = -m ] && mkdir -p .venv/bin; exit 0'
+    fake(checkout, "made-up-python", new)
+    shutil.copy(checkout / "bin" / "made-up-python", checkout / "bin" / "python3.11")
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    fake(checkout, "../.venv/bin/python", old)
+    fake(checkout, "../.venv/bin/d3s2", "exit 0")
+    pins = re.search(r"^pins=(.*)$", INSTALL, re.MULTILINE)[1]
+    stamp = subprocess.check_output(["sh", "-c", f'echo "{pins} $(pwd)"'], cwd=checkout)
+    (checkout / ".venv" / ".installed").write_bytes(stamp if asked else b"of another lock")
+    done = install(checkout, PYTHON=asked)
+    assert done.returncode == 0 and "installed" in done.stdout, done.stderr
+    assert len(list(checkout.glob(".venv.old.*/bin/python"))) == 1
+    assert not (checkout / ".venv" / "bin" / "python").exists()
+
+
 def test_a_full_disk_is_a_sentence(checkout: Path) -> None:
     fake(checkout, "df", "echo head; echo /dev/x 100 100 102400 99% /")
     done = install(checkout)
