@@ -49,7 +49,8 @@ def check(settings: Settings) -> Iterator[Check]:
     """
     version = platform.python_version()
     fits = OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON
-    yield Check(fits, f"Python {version} (3.11, 3.12 or 3.13 is needed)")
+    needed = " to ".join(f"{major}.{minor}" for major, minor in (OLDEST_PYTHON, NEWEST_PYTHON))
+    yield Check(fits, f"Python {version} ({needed} is needed)")
     yield from _check_versions()
     yield _check_mmseg()
     try:

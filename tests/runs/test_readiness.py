@@ -56,7 +56,7 @@ def test_check_command(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert f"[OK] Python {platform.python_version()} (" in done.stdout
+    assert f"[OK] Python {platform.python_version()} (3.11 to 3.13 is needed)" in done.stdout
     assert "[FAIL] data: " in done.stdout and "nowhere" in done.stdout
 
 
