@@ -113,8 +113,15 @@ def memory_mb() -> int:
 def set_threads(threads: int = 0) -> int:
     """Let PyTorch use this many CPU threads, 0 = all `cores()`, and never more than those: then
     they only wait for each other. Returns the number.
+
+    The memory of tensors that it is done with is kept for the next ones: left to itself, glibc
+    gives much of it back, and the system clears the same pages anew at every step.
     """
     import torch
+
+    from d3s2.core.parallel import reuse_memory
+
+    reuse_memory()
 
     count = min(threads or cores(), cores())
     torch.set_num_threads(count)

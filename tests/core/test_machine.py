@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,22 @@ def test_threads_cores_and_memory() -> None:
         assert machine.set_threads(threads) == machine.cores() == torch.get_num_threads()
     torch.set_num_threads(before)
     assert 0 < machine.peak_memory() < machine.memory_mb()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_freed_memory_is_kept_for_the_next_tensors() -> None:
+    code = (
+        "from cluster_work import pages_cleared; from d3s2.core import machine; "
+        "first = pages_cleared(0, 2**23); machine.set_threads(1); "
+        "print(first, pages_cleared(0, 2**23))"
+    )
+    environment = os.environ | {
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    said = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    before, after = map(int, said.split())
+    assert after < before / 10
 
 
 @pytest.mark.processes
