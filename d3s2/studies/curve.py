@@ -73,15 +73,14 @@ def measure_curve(
     rows = _earlier(out, facts)
     total = len(points.sets) * len(points.seeds) * len(points.lengths)
     with Steps("trainings", total) as steps:
-        for seed in points.seeds:
-            for length in sorted(points.lengths):
-                jobs = [curve_job(contest, name, length, seed, size) for name in points.sets]
-                results = train_all(jobs, settings.jobs, reuse=work / "training")
-                for name, result in zip(points.sets, results, strict=True):
-                    row = [name, length, seed, round(result.miou, 3), round(result.seconds), judge]
-                    rows[name, length, seed] = row
-                _write(out, rows, facts)
-                steps.add(len(jobs))
+        for length in sorted(points.lengths):
+            places = [(name, length, seed) for seed in points.seeds for name in points.sets]
+            jobs = [curve_job(contest, *place, size) for place in places]
+            results = train_all(jobs, settings.jobs, reuse=work / "training")
+            for place, result in zip(places, results, strict=True):
+                rows[place] = [*place, round(result.miou, 3), round(result.seconds), judge]
+            _write(out, rows, facts)
+            steps.add(len(jobs))
 
 
 def curve_job(contest: Contest, name: str, length: int, seed: int, size: int) -> TrainingJob:

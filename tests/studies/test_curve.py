@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,6 +76,25 @@ def test_all_sets_are_trained_as_long_and_the_short_ones_are_those_of_the_ablati
     arm = ARMS["balanced"]
     of_ablation = contest.job(arm, 1, contest.folder(arm, 4, 1))
     assert job_key(short) == job_key(of_ablation) != job_key(balanced)
+
+
+def test_all_seeds_of_a_length_are_trained_together(settings, tmp_path, monkeypatch):
+    rounds = []
+
+    def train(jobs, at_once, reuse):
+        rounds.append([job.name for job in jobs])
+        score = {job.name: 10.0 * job.iterations + job.seed for job in jobs}
+        return [SimpleNamespace(miou=score[job.name], seconds=1.2) for job in jobs]
+
+    monkeypatch.setattr(curve, "train_all", train)
+    out = tmp_path / "curve.csv"
+    measure_curve(tmp_path, out, Points(["balanced", "full"], [0, 3], [4, 2]), settings)
+    assert rounds == [
+        [f"{name} {seed}, {length}" for seed in (0, 3) for name in ("balanced", "full")]
+        for length in (2, 4)
+    ]
+    expected = {length: {seed: 10.0 * length + seed for seed in (0, 3)} for length in (2, 4)}
+    assert read_curves(out)[0] == {"balanced": expected, "full": expected}
 
 
 @pytest.mark.notebooks  # it trains twice
