@@ -10,9 +10,9 @@ images against the photographs of these masks:
 * how often a small classifier tells painted from real (0.5 = it cannot);
 * pixel agreement and class-mean recall, by the proxy and by the judge.
 
-With `--teach N`, also what the images teach: the mIoU on val of a small segmenter trained on
-paintings of N train masks, over that of the same trained on their photographs. All of it is our
-choice.
+With `--teach N`, also what the images of the arms of `--teachers` and the photographs teach: the
+mIoU on val of a small segmenter trained on paintings of N train masks, beside that of the same
+trained on their photographs. All of it is our choice.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ HEADER = (
     "judge_pixels",
     "judge_recall",
     "seconds_an_image",
+    "taught_with",
     "taught",
 )
 PHOTOGRAPHS = "photographs"
@@ -128,7 +129,7 @@ def measure(desk: Desk, arm: str, teach: int = 0) -> list[object]:
     row.append(apart)
     for network in (desk.painter.proxy, desk.judge):
         row += [round(share, 4) for share in recognition(network, shown)]
-    return [*row, seconds, taught(desk, arm, teach) if teach else ""]
+    return [*row, seconds, *([teach, taught(desk, arm, teach)] if teach else ["", ""])]
 
 
 def paint(desk: Desk, arm: str, masks: SegmentationDataset) -> tuple[SegmentationDataset, float]:
@@ -194,15 +195,13 @@ def _command(options: argparse.Namespace) -> None:
     machine.set_threads(options.threads)
     desk = set_up(options.work, options.generator, options.images)
     facts = {
-        "command": (
-            f"python -m d3s2.studies.images --images {options.images} --teach {options.teach}"
-        ),
+        "command": f"python -m d3s2.studies.images --images {options.images}",
         "generator": digest_of({"generator": options.generator}),
         "masks": f"the first {options.images} of val",
-        "taught": options.teach,
     }
+    teachers = {PHOTOGRAPHS, *(options.arms if options.teachers is None else options.teachers)}
     for arm in [PHOTOGRAPHS, OTHER_PHOTOGRAPHS, *options.arms]:
-        row = measure(desk, arm, options.teach if arm != OTHER_PHOTOGRAPHS else 0)
+        row = measure(desk, arm, options.teach if arm in teachers else 0)
         print(*row, sep="  ", flush=True)
         write_rows(options.out, [row], facts)
 
@@ -218,6 +217,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--teach", type=int, default=0, help="train masks to teach with; 0 = none")
+    parser.add_argument(
+        "--teachers", nargs="+", choices=list(ARMS), help="arms that teach; all of --arms if unsaid"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = all cores")
     return exit_code(functools.partial(_command, parser.parse_args(arguments)))
 
