@@ -66,12 +66,23 @@ HEADER = (
     "taught_with",
     "taught",
 )
+TAUGHT = 2
+"""How many columns at the end are about teaching."""
 PHOTOGRAPHS = "photographs"
 OTHER_PHOTOGRAPHS = "photographs of train"
 """A second sample of the real: what a perfect painter's Fréchet distance would be."""
 ARMS: dict[str, Recipe] = {
     name: ablation.ARMS[name].recipe
-    for name in ("unguided", "eta 1 unguided", "d3s2", "eta 1", "every step")
+    for name in (
+        "unguided",
+        "eta 1 unguided",
+        "segmentation",
+        "feature",
+        "half strength",
+        "d3s2",
+        "eta 1",
+        "every step",
+    )
 }
 """Ways of painting, as the ablation has and trains them."""
 TEACHING = Schedule(iterations=2000, learning_rate=2e-3)
@@ -174,7 +185,8 @@ def segmenter_miou(network: ProxySegmenter, dataset: SegmentationDataset) -> flo
 # ------------------------------------------------------------------------------------ the table
 def write_rows(out: Path, rows: Sequence[Sequence[object]], facts: Mapping[str, object]) -> None:
     """Add rows to the table, each in the place of an earlier one of its arm, and say beside it how
-    it was made. Raises D3S2Error where the table there was made otherwise.
+    it was made. A row that was not taught keeps what the earlier one was. Raises D3S2Error where
+    the table there was made otherwise.
     """
     earlier: dict[str, Sequence[object]] = {}
     if out.is_file():
@@ -186,7 +198,11 @@ def write_rows(out: Path, rows: Sequence[Sequence[object]], facts: Mapping[str, 
             )
         with open(out, newline="", encoding="utf-8") as stream:
             earlier = {row[0]: row for row in list(csv.reader(stream))[1:]}
-    table = earlier | {str(row[0]): row for row in rows}
+    table = dict(earlier)
+    for row in rows:
+        arm = str(row[0])
+        untaught = row[-1] == "" and arm in earlier
+        table[arm] = [*row[:-TAUGHT], *earlier[arm][-TAUGHT:]] if untaught else row
     write_csv(out, [HEADER, *table.values()])
     write_json(out.with_suffix(".json"), dict(facts))
 

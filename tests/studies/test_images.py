@@ -85,6 +85,31 @@ def test_what_images_teach_is_the_score_of_the_segmenter_trained_on_them(desk):
     assert len(painted) == 1  # five masks of train
 
 
+@pytest.mark.processes
+def test_only_the_named_arms_teach(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "set_up", lambda work, generator, masks: desk)
+    out = tmp_path / "images.csv"
+    words = [
+        "--arms",
+        "unguided",
+        "d3s2",
+        "--teach",
+        "5",
+        "--teachers",
+        "unguided",
+        "--images",
+        "4",
+    ]
+    assert images.main([*words, "--threads", "1", "--out", str(out)]) == 0
+    taught = {row[0]: row[-2:] for row in read(out)[1:]}
+    assert taught.pop("d3s2") == taught.pop(images.OTHER_PHOTOGRAPHS) == ["", ""]
+    assert sorted(taught) == [images.PHOTOGRAPHS, "unguided"]
+    assert all(masks == "5" and 0 < float(score) <= 100 for masks, score in taught.values())
+    # another arm later keeps what was taught before
+    assert images.main(["--arms", "eta 1", "--images", "4", "--out", str(out)]) == 0
+    assert {row[0]: row[-2:] for row in read(out)[1:]}["unguided"] == taught["unguided"]
+
+
 def test_a_segmenter_that_is_right_has_everything(desk):
     def right(pixels):
         red = torch.arange(CLASSES) * 60 / 127.5 - 1
@@ -100,12 +125,29 @@ def read(path: Path) -> list[list[str]]:
         return list(csv.reader(stream))
 
 
+def row_of(arm: str, count: int, *taught: object) -> list[object]:
+    middle = [""] * (len(HEADER) - 2 - images.TAUGHT)
+    return [arm, count, *middle, *(taught or ["", ""])]
+
+
 def test_rows_are_added_replaced_and_kept(tmp_path):
     out = tmp_path / "images.csv"
-    write_rows(out, [["a", 1], ["b", 2]], FACTS)
-    write_rows(out, [["b", 3], ["c", 4]], FACTS)
-    assert read(out) == [list(HEADER), ["a", "1"], ["b", "3"], ["c", "4"]]
+    write_rows(out, [row_of("a", 1), row_of("b", 2)], FACTS)
+    write_rows(out, [row_of("b", 3), row_of("c", 4)], FACTS)
+    assert [row[:2] for row in read(out)] == [list(HEADER[:2]), ["a", "1"], ["b", "3"], ["c", "4"]]
     before = out.read_bytes()
     with pytest.raises(D3S2Error, match="was measured with generator abc, now it is other"):
-        write_rows(out, [["a", 5]], FACTS | {"generator": "other"})
+        write_rows(out, [row_of("a", 5)], FACTS | {"generator": "other"})
     assert out.read_bytes() == before
+
+
+def test_what_a_row_was_taught_is_kept_until_it_is_taught_anew(tmp_path):
+    out = tmp_path / "images.csv"
+    write_rows(out, [row_of("a", 1, 40, 55.5), row_of("b", 2)], FACTS)
+    write_rows(out, [row_of("a", 3), row_of("b", 4, 40, 44.4)], FACTS)
+    assert [(row[1], *row[-2:]) for row in read(out)[1:]] == [
+        ("3", "40", "55.5"),
+        ("4", "40", "44.4"),
+    ]
+    write_rows(out, [row_of("a", 3, 80, 66.6)], FACTS)
+    assert read(out)[1][-2:] == ["80", "66.6"]
