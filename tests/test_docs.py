@@ -5,6 +5,7 @@ code. README stays short, and its table is what the committed measurements give.
 from __future__ import annotations
 
 import ast
+import csv
 import importlib.util
 import re
 import shlex
@@ -46,7 +47,7 @@ from d3s2.runs.parameters import FIELDS, parse
 from d3s2.runs.profiles import PROFILES
 from d3s2.runs.stages import Stage
 from d3s2.statistics.features import feature_statistics
-from d3s2.studies import ablation, bill, curve
+from d3s2.studies import ablation, bill, curve, images
 from d3s2.training.job import CONFIG, PREDICTIONS, open_split
 from d3s2.training.worker import train
 
@@ -532,6 +533,37 @@ def test_prose_says_what_fresh_seeds_left_of_the_leads() -> None:
     five = (ROOT / "notebooks" / "05_compare_methods.ipynb").read_text(encoding="utf-8")
     claim = "its leads over `balanced` and `unguided` were not told apart from nothing"
     assert (claim in five) == (not any(one.is_clear for one in lead.values()))
+
+
+def test_the_images_of_the_protocol_are_those_that_were_judged() -> None:
+    """Every number of the table, and what is said of the guided images beside the unguided ones."""
+    page = document(ROOT / "docs" / "protocol.md").text
+    named = {
+        "photographs": "photographs",
+        "photographs of train": "photographs of other masks",
+        "segmentation": "segmentation loss alone",
+        "feature": "feature loss alone",
+        "half strength": "both, half strength",
+        "d3s2": "both (the default)",
+    }
+    columns = ("frechet_proxy", "frechet_judge", "told_apart", "proxy_recall", "judge_recall")
+    with open(images.REFERENCE, newline="", encoding="utf-8") as stream:
+        found = {row["arm"]: row for row in csv.DictReader(stream)}
+    for arm, row in found.items():
+        cells = [
+            f" {float(row[name]):.3f} ".replace(" 0.", " .") if row[name] else " "
+            for name in columns
+        ]
+        assert f"| {named.get(arm, arm)} |{'|'.join(cells)}|\n" in page, arm
+    gap, default, half = (
+        float(found["photographs"]["judge_recall"]) - float(found[arm]["judge_recall"])
+        for arm in ("unguided", "d3s2", "half strength")
+    )
+    assert round(1 - default / gap, 1) == 0.8 and round((1 - half / gap) * 4) == 3
+    by_proxy, by_judge = (
+        float(found["d3s2"][name]) / float(found["unguided"][name]) for name in columns[:2]
+    )
+    assert 1.8 < by_proxy < 2.2 and 1.4 < by_judge < 1.6
 
 
 def test_the_row_that_is_said_to_be_highest_is_so() -> None:
