@@ -7,9 +7,11 @@ from __future__ import annotations
 import ast
 import csv
 import importlib.util
+import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -574,6 +576,25 @@ def test_the_row_that_is_said_to_be_highest_is_so() -> None:
     assert f"{highest} has the highest mean" in README.text
     assert {len(values) for values in found.values()} == {5}
     assert "Every row has five seeds there" in document(ROOT / "docs" / "methods.md").text
+
+
+def test_what_is_said_of_the_predictions_is_what_the_file_gives() -> None:
+    """With five seeds a row, and with the first three of them."""
+    five = json.loads((ROOT / "notebooks" / "05_compare_methods.ipynb").read_text(encoding="utf-8"))
+    sources = ["".join(cell["source"]) for cell in five["cells"]]
+    predicted = next(ast.parse(each).body[0] for each in sources if each.startswith("PREDICTED"))
+    pairs = ast.literal_eval(predicted.value)
+    found = intervals.read_measurement(REFERENCE, "d3s2 compare", 40)
+    verdicts = {one: str(found.family(pairs.values())[" - ".join(pairs[one])]) for one in pairs}
+    assert [one for one, said in verdicts.items() if said != "higher"] == [
+        "UniDD beats a random draw"
+    ]
+    assert verdicts["UniDD beats a random draw"] == "lower"
+    early = {name: {seed: of[seed] for seed in range(3)} for name, of in found.scores.items()}
+    fewer = replace(found, scores=early).family(pairs.values())
+    assert sum(str(one) == "higher" for one in fewer.values()) == 3
+    assert all(str(one) != "lower" for one in fewer.values())
+    assert any("three held and the rest were not told apart" in each for each in sources)
 
 
 def test_the_citation_is_one() -> None:
