@@ -68,7 +68,7 @@ def distil(method: Method, world: World) -> Path:
     new = max(1, len(made) - before)
     if not (folder / "card.json").is_file():
         write_json(folder / "card.json", _card(method, world, made.ids))
-    written = sum(path.stat().st_size for path in (folder / "train" / "images").iterdir())
+    written = sum(path.stat().st_size for path in made.image_paths)
     bill = {
         "images": len(made),
         "seconds_an_image": round(seconds / new, 3),

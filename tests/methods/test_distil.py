@@ -13,7 +13,7 @@ from d3s2.data.folder import open_folder
 from d3s2.guidance.painting import Recipe
 from d3s2.guidance.sampler import Guidance
 from d3s2.methods.coresets import k_center
-from d3s2.methods.distil import described, distil, place_of, read_bill, with_set
+from d3s2.methods.distil import BILL, described, distil, place_of, read_bill, with_set
 from d3s2.methods.method import ByExamples, Example
 from d3s2.methods.painted import Painted, greedy_masks
 from d3s2.methods.photographs import InFeatureSpace, Photographs, random_masks
@@ -101,6 +101,9 @@ def test_the_bill_counts_what_the_generator_was_asked(own):
     folder = distil(PAINTED, own)
     size = sum(path.stat().st_size for path in (folder / "train" / "images").iterdir())
     assert bill.png_kb == round(size / 1000)
+    (folder / "train" / "images" / "half-written.png.part").write_bytes(bytes(9000))
+    (folder / BILL).unlink()
+    assert read_bill(distil(PAINTED, own)).png_kb == bill.png_kb  # what is no image of the set
     twice = replace(PAINTED, recipe=Recipe(steps=5, group=4, guidance=Guidance(cfg_scale=2.0)))
     assert read_bill(distil(twice, own)).evaluations_an_image == 10
     redrawn = replace(PAINTED, refine=FilterAndRelabel(tau=2.0))
