@@ -578,6 +578,22 @@ def test_the_row_that_is_said_to_be_highest_is_so() -> None:
     assert "Every row has five seeds there" in document(ROOT / "docs" / "methods.md").text
 
 
+def test_the_table_of_budgets_is_what_was_measured() -> None:
+    page = document(ROOT / "docs" / "methods.md").text
+    rows = ("random", "edits", "balanced", "d3s2")
+    pairs = [("balanced", "random"), ("d3s2", "balanced"), ("edits", "balanced")]
+    ahead = []
+    for masks in (20, 40, 80, 200):
+        path = REFERENCE if masks == 40 else REFERENCE.with_stem("comparison-budgets")
+        found = intervals.read_measurement(path, "d3s2 compare", masks)
+        means = [intervals.spread(found, name) for name in rows]
+        gaps = [str(one.difference) for one in found.family(pairs).values()]
+        assert f"| {masks} | {' | '.join([*means, *gaps])} |\n" in page
+        ours, theirs = found.scores["d3s2"], found.scores["balanced"]
+        ahead += [ours[seed] - theirs[seed] for seed in ours]
+    assert len(ahead) == 14 and min(ahead) > 0 and "in each of 14 pairs" in page
+
+
 def test_what_is_said_of_the_predictions_is_what_the_file_gives() -> None:
     """With five seeds a row, and with the first three of them."""
     five = json.loads((ROOT / "notebooks" / "05_compare_methods.ipynb").read_text(encoding="utf-8"))
