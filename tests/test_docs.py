@@ -454,7 +454,7 @@ def test_nothing_is_said_of_other_places() -> None:
         assert not re.search(r"https?://|/(?:home|root|work|tmp)/", page.text), page.name
 
 
-ROWS = ("random", "balanced", "unguided", "d3s2", "unguided x 4", "d3s2 x 4")
+ROWS = ("random", "balanced", "unguided", "segmentation", "d3s2", "unguided x 4", "d3s2 x 4")
 
 
 def lacking(text: str) -> list[str]:
@@ -524,7 +524,13 @@ def test_prose_says_what_fresh_seeds_left_of_the_leads() -> None:
         assert len(scores) == 8 and not seen & scores.keys()
     lead = fresh.family([("d3s2", "balanced"), ("d3s2", "unguided")])
     over_photographs, over_unguided = (one.difference for one in lead.values())
-    assert f"d3s2 minus balanced is {over_photographs}, minus unguided {over_unguided}." in prose
+    assert f"d3s2 minus balanced is {over_photographs}, minus unguided {over_unguided} (" in prose
+    (alone,) = fresh.family([("segmentation", "unguided")]).values()
+    assert f"(segmentation: {alone.difference})." in prose and not alone.is_clear
+    protocol = " ".join(document(ROOT / "docs" / "protocol.md").text.split())
+    ours, theirs = fresh.scores["segmentation"], fresh.scores["unguided"]
+    assert sum(ours[seed] > theirs[seed] for seed in ours) == 7
+    assert f"It came to {alone.difference}, above in seven of eight pairs" in protocol
     four = fresh.family([("d3s2 x 4", "balanced"), ("d3s2 x 4", "unguided x 4")])
     over_photographs, over_unguided = (one.difference for one in four.values())
     assert "both are clear" in prose and all(one.is_clear for one in four.values())
@@ -576,6 +582,25 @@ def test_the_row_that_is_said_to_be_highest_is_so() -> None:
     assert f"{highest} has the highest mean" in README.text
     assert {len(values) for values in found.values()} == {5}
     assert "Every row has five seeds there" in document(ROOT / "docs" / "methods.md").text
+
+
+def test_what_came_of_the_expectations_is_what_was_measured() -> None:
+    """Of the trainings on images that lie nearer to photographs, or further."""
+    page = document(ROOT / "docs" / "protocol.md").text
+    found = ablation.read_scores()
+    pairs = {
+        ("half strength", "d3s2"): "no: {}, not told apart. A small Fréchet",
+        ("segmentation", "unguided"): "so: {}, clear after Holm",
+        ("segmentation", "d3s2"): "{}, not told apart |",
+        ("feature", "segmentation"): "no, more: {}, clear after Holm",
+    }
+    family = found.family(pairs)
+    for pair, said in pairs.items():
+        one = family[" - ".join(pair)]
+        assert f"| {said.format(one.difference)}" in page
+        assert one.is_clear == ("clear after Holm" in said)
+    assert found.against("unguided")["segmentation"].is_clear
+    assert len(found.scores["feature"]) == 3
 
 
 def test_the_table_of_budgets_is_what_was_measured() -> None:
