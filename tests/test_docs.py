@@ -589,16 +589,20 @@ def test_what_came_of_the_expectations_is_what_was_measured() -> None:
     page = document(ROOT / "docs" / "protocol.md").text
     found = ablation.read_scores()
     pairs = {
-        ("half strength", "d3s2"): "no: {}, not told apart. A small Fréchet",
+        ("half strength", "d3s2"): "not seen: {}, not told apart |",
         ("segmentation", "unguided"): "so: {}, clear after Holm",
         ("segmentation", "d3s2"): "{}, not told apart |",
-        ("feature", "segmentation"): "no, more: {}, clear after Holm",
+        (
+            "feature",
+            "segmentation",
+        ): "no, more: {}, clear after Holm, if barely (p .04, three pairs",
     }
     family = found.family(pairs)
     for pair, said in pairs.items():
         one = family[" - ".join(pair)]
         assert f"| {said.format(one.difference)}" in page
         assert one.is_clear == ("clear after Holm" in said)
+    assert f"{family['feature - segmentation'].corrected:.2f}" == "0.04"
     assert found.against("unguided")["segmentation"].is_clear
     assert len(found.scores["feature"]) == 3
 
